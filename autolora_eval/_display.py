@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._progress import Progress, SafeConsole
-from autolora_eval._text import DASH, format_swept_value, join_names, pluralize
+from autolora_eval._text import DASH, Sentences, format_swept_value, join_names, pluralize
 from autolora_eval.config.gpu_memory import model_facts, place
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import (
@@ -237,6 +237,8 @@ def show_missing(run: Run) -> None:
             counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             _print_line(f"{reasons.sum()} of {len(run.scores)} images {what}: {counts}")
     _show_prompt_cuts(run.manifest.prompt_cuts)
+    if (judge := run.manifest.judge) and judge.settings.get("unlisted"):
+        show_caveat(Sentences("caveats").unlisted(judge.model))
     for cell, images in run.manifest.image_sets.items():
         show_image_set(cell, images, run.folder.image_set(cell))
 

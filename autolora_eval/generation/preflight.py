@@ -177,6 +177,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
 
     with closing(OpenAIJudge(judge, judge_settings(plan).rubric)) as server:
         server.identity()  # asks trial questions, unless the benchmark states the constraint
+        server.check_key()
 
 
 def _generates(plan: Plan, output: Path) -> bool:

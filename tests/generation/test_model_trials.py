@@ -66,9 +66,23 @@ def test_a_server_that_refuses_images_is_refused_before_the_first_image(tmp_path
         judge = {"model": MODEL, "base_url": server.url, "rubric": JUDGE["rubric"]}
         (line,) = missing(planned(tmp_path, judge=judge), tmp_path / "run")
     assert line == (
-        "the judge's server lists 'some-vlm', but a trial call fails: http_400 "
+        "the judge's server has 'some-vlm', but a trial call fails: http_400 "
         "(some-vlm is not a multimodal model)."
     )
+
+
+@pytest.mark.parametrize(("status", "is_refused"), [(401, True), (403, True), (500, False)])
+def test_a_wrong_key_is_refused_even_if_nothing_is_tried(status, is_refused, tmp_path, monkeypatch):
+    """OpenRouter, for example, lists its models without a key."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with judge_server(JudgeServer(answer=lambda call, n: Http(status))) as server:
+        judge = {"model": MODEL, "base_url": server.url, "rubric": JUDGE["rubric"]}
+        judge["constraint"] = "plain"
+        lines = missing(planned(tmp_path, judge=judge), tmp_path / "run")
+    step = "If it needs an API key, set AUTOLORA_EVAL_JUDGE_API_KEY."
+    found = f"the judge's server at {server.url} answers {status} to a question. {step}"
+    assert lines == ([found] if is_refused else [])
+    assert len(server.calls) == 1
 
 
 def test_a_package_that_asking_a_server_needs_is_named(tmp_path, monkeypatch):

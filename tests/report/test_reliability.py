@@ -163,6 +163,13 @@ def test_a_judge_that_repeats_itself_badly_is_a_caveat(tmp_path):
     assert "Krippendorff (Content Analysis, 2nd ed. 2004, p. 241)" in caveat
 
 
+def test_unknown_weights_behind_a_server_are_a_caveat(tmp_path):
+    tables = two_methods()
+    tables.manifest["judge"]["settings"] = {"unlisted": True}
+    (caveat,) = content_of(tables.write(tmp_path / "run")).caveats
+    assert "it is not known which weights it serves as a-judge." in caveat
+
+
 def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import MODEL, Hang, JudgeServer
+from judge_server import MODEL, Hang, Http, JudgeServer
 from rich.console import Console
 
 from autolora_eval._devices import Gpu, Machine, this_machine
@@ -78,6 +78,7 @@ def test_laptop_runs_the_miniature_but_not_the_papers_judge(machine) -> None:
     assert steps[2].endswith("hf auth login")
     server = status(found, "Any model on a server")
     assert "http://127.0.0.1:9/v1 does not answer" in facts(server, met=False)[0]
+    assert server.requirements[-1].step.startswith("run 'vllm serve Qwen/Qwen2.5-VL-7B-Instruct --")
 
 
 @pytest.mark.parametrize(("gpu", "runs"), [(A100, True), (RTX_4090, False)])
@@ -172,6 +173,19 @@ def test_server_is_asked_for_its_models(server: JudgeServer, machine, monkeypatc
     opened = own_judge(**right)
     assert opened.runs
     assert "the-key" not in str(opened)
+
+
+def test_server_that_lists_no_models_is_asked_a_question(server: JudgeServer, machine) -> None:
+    machine()
+    server.models = Http(404)
+    own = own_judge(model=MODEL, base_url=server.url)
+    assert own.runs
+    assert facts(own, met=True)[-1] == f"{server.url} lists no models, but answers as 'some-vlm'"
+    server.answer = lambda call, n: Http(404)
+    own = own_judge(model=MODEL, base_url=server.url)
+    fact = f"the judge's server at {server.url} answers 404 to a question"
+    assert facts(own, met=False) == [fact]
+    assert own.requirements[-1].step == "Check that judge.base_url ends in /v1, and judge.model."
 
 
 def test_no_proxy_is_used_for_a_local_server(server: JudgeServer, machine, dead_proxy) -> None:

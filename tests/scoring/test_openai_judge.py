@@ -99,6 +99,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "filtered, with empty text": (completion("", "content_filter"), "refused"),
     "thought up to the limit": (completion(None, "length"), "truncated"),
     "endless": (Http(body=b" " * (MAX_ANSWER_BYTES + 1)), "bad_response"),
+    "redirect that makes a GET of it": (Http(301, headers={"Location": "/v1/models"}), "http_301"),
     "a minute of bytes, each in time": (Drip(b" " * 600, 0.1), "timeout"),
 }
 

@@ -43,7 +43,7 @@ def test_unreachable_server_is_an_error(judge: Make) -> None:
         ({"data": []}, f"serves nothing, not '{MODEL}'"),
         (Http(503, b"{}"), "answers 503 to a request for its models. It may still be starting"),
         (Http(401, b"{}"), "answers 401 .* AUTOLORA_EVAL_JUDGE_API_KEY"),
-        (Http(404, b"<html>", "text/html"), "answers 404 .* ends in /v1"),
+        (Http(400, b'{"error": "no version"}'), r"answers 400 .*\(no version\)\. .* ends in /v1"),
         (Http(200, b"<html>Log in</html>", "text/html"), "does not speak the OpenAI protocol"),
         (Http(200, b"[1]"), "does not speak the OpenAI protocol"),
         (Http(200, b"{torn"), "does not speak the OpenAI protocol"),
@@ -57,6 +57,45 @@ def test_server_without_the_judges_model_is_asked_nothing(
     with pytest.raises(AutoLoRAEvalError, match=message):
         ask(judge(), [Request(image, QUESTION)])
     assert server.calls == []
+
+
+@pytest.mark.parametrize("models", [[{"id": MODEL}], {"data": [{"id": f"models/{MODEL}"}]}])
+def test_lists_of_together_and_gemini_are_read(models, server, image, judge) -> None:
+    server.models = models
+    (reply,) = ask(judge(), [Request(image, QUESTION)])
+    assert reply.text == VERDICT
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_server_that_lists_no_models_is_used_if_it_answers(status, server, image, judge) -> None:
+    server.models = Http(status)
+    asked = judge()
+    (reply,) = ask(asked, [Request(image, QUESTION)])
+    assert (reply.text, asked.facts()["unlisted"]) == (VERDICT, True)
+    brief, _ = server.calls
+    assert (brief.body["model"], brief.body["max_tokens"]) == (MODEL, 1)
+    assert brief.parts == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Http(401), "answers 401 to a question. If it needs an API key, set AUTOLORA_EVAL_JUDGE"),
+        (Http(403), "answers 403 to a question. If it needs an API key, set AUTOLORA_EVAL_JUDGE"),
+        (Http(404, b'{"detail": "Not Found"}'), "answers 404 .*Not Found.* ends in /v1, and judge"),
+        (Http(502, b"<html>", "text/html"), "answers 502 .* still be starting"),
+        ({"error": {"message": "Unexpected endpoint"}}, r"\(Unexpected endpoint\)"),
+        (Http(200, b"<html>"), "does not speak the OpenAI protocol"),
+        (Drop(), "does not answer"),
+    ],
+)
+def test_server_that_lists_no_models_and_does_not_answer_is_an_error(
+    answer, message, server, image, judge
+) -> None:
+    server.models, server.answer = Http(404), lambda call, n: answer
+    with pytest.raises(AutoLoRAEvalError, match=message):
+        ask(judge(), [Request(image, QUESTION)])
+    assert [call.parts for call in server.calls] == ["Hello"]
 
 
 def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge, monkeypatch) -> None:

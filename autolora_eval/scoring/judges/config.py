@@ -155,6 +155,7 @@ _CONSTRAINTS = {
 }
 MODELS_NAMED = 8
 DEFAULT_ADDRESS = "http://localhost:8000/v1"
+WITHOUT_A_LIST = (404, 405, 501)  # how a server that cannot list its models answers
 DEFAULT_KEY_VARIABLE = "AUTOLORA_EVAL_JUDGE_API_KEY"
 _COMMAND_FIELDS = ("{model}", "{port}", "{name}")
 _CONTAINS_KEY = re.compile(r"^--api[-_]key|(KEY|TOKEN|SECRET|PASSWORD)=.")

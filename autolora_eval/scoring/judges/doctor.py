@@ -5,6 +5,7 @@ Nothing is loaded or started. Every probe has a timeout.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from urllib.error import HTTPError
 
 from rich.console import Console
@@ -25,6 +27,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import (
     DEFAULT_ADDRESS,
     DEFAULT_KEY_VARIABLE,
+    WITHOUT_A_LIST,
     JudgeConfig,
     address_problem,
     listing,
@@ -43,6 +46,7 @@ from autolora_eval.scoring.judges.vllm_server import NO_LISTING, PROBE_SECONDS, 
 from autolora_eval.sources.model_source import Source, cached
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
+NEW_JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PAPER_JUDGE = Source(_LLAMA, "hub", _LLAMA)
 SERVER_VARIABLE = "AUTOLORA_EVAL_JUDGE_URL"
 VLLM_PYTHON = "judge/bin/python"  # the path that the documentation uses
@@ -275,20 +279,41 @@ def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
     """Return whether a server answers, and serves the judge's model if one is given."""
     if problem := address_problem(url):
         return Requirement(False, f"{SERVER_VARIABLE}: {problem}")
-    start = f"start one (see the documentation), or set {SERVER_VARIABLE} or judge.base_url"
+    model = NEW_JUDGE if judge is None else judge.model
+    start = f"run 'vllm serve {model} {LIMITS}', or set {SERVER_VARIABLE} or judge.base_url"
     variable = DEFAULT_KEY_VARIABLE if judge is None else judge.api_key_env
     try:
         served = listed_models(url, variable, PROBE_SECONDS)
     except HTTPError as error:
+        if judge is not None and error.code in WITHOUT_A_LIST and find_spec("aiohttp"):
+            return _answers_a_question(url, judge)
         step = f"set {variable}" if error.code in (401, 403) else "check the address"
         return Requirement(False, f"{url} answers {error.code}", step)
     except NO_LISTING as error:
         reason = str(getattr(error, "reason", error))[:100]
         return Requirement(False, f"{url} does not answer ({reason})", start)
     fact = f"{url} serves {listing(served)}"
-    if judge is not None and judge.model not in served:
+    if judge is not None and not {judge.model, f"models/{judge.model}"} & set(served):
         return Requirement(False, f"{fact}, not '{judge.model}'", "set judge.model")
     return Requirement(bool(served), fact, start)
+
+
+def _answers_a_question(url: str, judge: JudgeConfig) -> Requirement:
+    """Return whether a server that lists no models answers a question to the judge."""
+    from autolora_eval.scoring.judges.server_pool import open_server, proxy, served_model
+
+    async def ask() -> None:
+        key = os.environ.get(judge.api_key_env) or "EMPTY"
+        server = await open_server(url, key, proxy(url))
+        async with server.session:
+            await served_model(server, judge)
+
+    try:
+        asyncio.run(ask())
+    except AutoLoRAEvalError as error:
+        fact, _, step = str(error).partition(". ")
+        return Requirement(False, fact, step)
+    return Requirement(True, f"{url} lists no models, but answers as '{judge.model}'")
 
 
 def _access(source: Source) -> Requirement:

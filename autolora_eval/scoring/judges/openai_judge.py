@@ -25,6 +25,8 @@ from autolora_eval.scoring.judges.server_pool import (
     OtherModelError,
     Server,
     ServerPool,
+    StatusError,
+    ask_briefly,
     open_server,
     proxy,
     served_model,
@@ -42,7 +44,7 @@ MAX_FAILOVERS = 5
 # A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
 MIN_SECRET_LENGTH = 8
 # Retries do not help with these statuses; a later run asks again.
-_NOT_RETRIED = tuple(f"http_{code}" for code in range(400, 500) if code not in (408, 425, 429))
+_NOT_RETRIED = tuple(f"http_{code}" for code in range(300, 500) if code not in (408, 425, 429))
 # These statuses are about the question, not about the health of the server.
 _ABOUT_THE_QUESTION = ("http_400", "http_413", "http_422")
 _Finished = SimpleQueue[tuple[Request, Future[Reply]]]
@@ -119,6 +121,7 @@ class OpenAIJudge:
         refused = sorted(self._dialect.refused)
         return {
             **({"refused_arguments": refused} if refused else {}),
+            **({"unlisted": True} if (self._served or {}).get("unlisted") else {}),
             "base_urls": self._stated_urls,
             "served_by": (self._served or {}).get("owned_by"),
             "server_version": (self._served or {}).get("version"),
@@ -132,6 +135,28 @@ class OpenAIJudge:
                 different models under its name.
         """
         self._portal.call(self._pool.check)
+
+    def check_key(self) -> None:
+        """Check that the servers take the API key, since some list their models to everybody.
+
+        Nothing is asked if `identity` has asked a question already.
+
+        Raises:
+            AutoLoRAEvalError: if a server does not take the key, the address or the name.
+        """
+        has_asked = self.spec.constraint == "auto" or self.spec.logprobs
+        if not has_asked and not (self._served or {}).get("unlisted"):
+            self._portal.call(self._ask_briefly)
+
+    async def _ask_briefly(self) -> None:
+        for server in self._pool.servers:
+            try:
+                await ask_briefly(server, self.spec)
+            except AutoLoRAEvalError as error:
+                cause = error.__cause__
+                # Other failures may pass, and the calls about images are repeated.
+                if isinstance(cause, StatusError) and 300 <= cause.status < 500:
+                    raise
 
     async def _probe(self, server: Server) -> None:
         """Check that a server serves the judge's model, and the same one as the other servers."""

@@ -8,7 +8,7 @@ import json
 import math
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -19,11 +19,12 @@ import aiohttp
 
 from autolora_eval._errors import AutoLoRAEvalError, did_you_mean
 from autolora_eval._files import Json
-from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback, listing
+from autolora_eval.scoring.judges.config import WITHOUT_A_LIST, JudgeConfig, is_loopback, listing
 from autolora_eval.scoring.judges.vllm_command import LIMITS
 
 MAX_ANSWER_BYTES = 4_000_000
 MAX_DETAIL = 500  # characters kept of a server's error message
+MAX_BEGINNING = 80  # bytes kept of a response that is not JSON
 # Less than the 5 seconds after which vLLM closes an idle connection.
 KEEP_ALIVE_SECONDS = 4.0
 FAILURE_THRESHOLD = 3  # consecutive failures after which a server is probed
@@ -215,9 +216,14 @@ async def decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) 
     try:
         answer = None if len(data) > MAX_ANSWER_BYTES else json.loads(data)
     except (ValueError, RecursionError) as error:
-        if response.ok:
-            raise BadAnswerError("not JSON") from error
+        if response.ok and not response.history:
+            beginning = error_message(data[:MAX_BEGINNING].decode(errors="replace"))
+            raise BadAnswerError(f"not JSON: {beginning}" if beginning else "empty") from error
         answer = data.decode(errors="replace")
+    if response.history and (not response.ok or response.method != response.history[0].method):
+        # Behind 301 and 302 a question has become a GET, and on another host it has lost its key.
+        where = f"it redirects to {response.url.origin()}{response.url.path}"
+        raise StatusError(response.history[0].status, None, where)
     if not response.ok:
         said = answer.get("error", answer) if isinstance(answer, dict) else answer
         raise StatusError(response.status, _retry_after(response.headers), error_message(said))
@@ -251,18 +257,23 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
     Returns:
         `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
         `weights`: their number and bytes, by which llama.cpp tells models of one name apart.
+        `unlisted`: True if the server does not list its models. It has then answered a question.
 
     Raises:
         AutoLoRAEvalError: if the server does not answer or does not serve the model.
     """
     served = await _served_models(server, spec)
-    if spec.model not in served:
+    if served is None:
+        await ask_briefly(server, spec)
+        return {"unlisted": True, "version": await _version(server)}
+    # Gemini lists 'models/NAME', and takes both names.
+    model = served.get(spec.model) or served.get(f"models/{spec.model}")
+    if model is None:
         raise AutoLoRAEvalError(
             f"the judge's server at {server.url} serves {listing(served)}, not '{spec.model}'."
             f"{did_you_mean(spec.model, served, or_list=False)} Set judge.model to a served model, "
             "or start a server for this one."
         )
-    model = served[spec.model]
     meta = model.get("meta")
     sizes = meta if isinstance(meta, dict) else {}
     return {
@@ -273,18 +284,57 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
     }
 
 
-async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json]:
-    url = server.url
+async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json] | None:
+    """Return the models that a server lists by name; None if it lists none."""
     try:
-        async with asyncio.timeout(PROBE_SECONDS):
-            listed = await decoded(server.session.get("models"))
-        return {str(model["id"]): model for model in listed["data"]}
+        with _explained(server.url, spec, "a request for its models"):
+            async with asyncio.timeout(PROBE_SECONDS):
+                listed = await decoded(server.session.get("models"))
+            models = listed if isinstance(listed, list) else listed["data"]  # Together's is a list
+            return {str(model["id"]): model for model in models}
+    except AutoLoRAEvalError as error:
+        cause = error.__cause__
+        if isinstance(cause, StatusError) and cause.status in WITHOUT_A_LIST:
+            return None
+        raise
+
+
+async def ask_briefly(server: Server, spec: JudgeConfig) -> None:
+    """Ask for one token, without an image: that shows whether address, key and name are right.
+
+    Raises:
+        AutoLoRAEvalError: if they are not, or the server does not answer. A refusal of the
+            question itself, such as of its limit of tokens, is not an error.
+    """
+    messages = [{"role": "user", "content": "Hello"}]
+    body = json.dumps({"model": spec.model, "messages": messages, "max_tokens": 1, "stream": False})
+    with _explained(server.url, spec, "a question"):
+        try:
+            async with asyncio.timeout(spec.timeout):
+                answer = await decoded(server.session.post("chat/completions", data=body))
+        except StatusError as error:
+            if error.status in (400, 413, 422, 429):
+                return
+            raise
+        if said := error_message(answer.get("error") or ""):
+            raise StatusError(200, None, said)
+        answer["choices"][0]
+
+
+@contextlib.contextmanager
+def _explained(url: str, spec: JudgeConfig, asked: str) -> Iterator[None]:
+    """Turn a failed call, in which a server was `asked` something, into an AutoLoRAEvalError."""
+    try:
+        yield
     except StatusError as error:
-        key = f"If it needs an API key, set {spec.api_key_env}."
-        steps = {401: key, 403: key, 404: "Check that judge.base_url ends in /v1."}
+        said = f" ({error.detail})" if error.detail else ""
+        step = "Check that judge.base_url ends in /v1, and judge.model."
+        if error.status in (401, 403):
+            step = f"If it needs an API key, set {spec.api_key_env}."
+        elif error.status == 429 or error.status >= 500:
+            step = "It may still be starting: check its log."
         raise AutoLoRAEvalError(
-            f"the judge's server at {url} answers {error.status} to a request for its models. "
-            f"{steps.get(error.status, 'It may still be starting: check its log.')}"
+            f"the judge's server at {url} answers {error.status} to {asked}{said}. {step}"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise AutoLoRAEvalError(

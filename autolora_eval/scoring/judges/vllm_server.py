@@ -214,7 +214,9 @@ def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
     with urllib.request.build_opener(proxies).open(request, timeout=seconds) as answer:
-        return [str(model["id"]) for model in json.loads(answer.read(1_000_000))["data"]]
+        listed = json.loads(answer.read(1_000_000))
+        models = listed if isinstance(listed, list) else listed["data"]
+        return [str(model["id"]) for model in models]
 
 
 def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
