@@ -83,6 +83,18 @@ def test_a_single_file_is_its_content(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_the_settings_of_peft_beside_a_lora_are_part_of_it(tmp_path: Path) -> None:
+    """They may hold its alpha."""
+    lora = Source("mine", "file", str(tmp_path / "adapter_model.safetensors"))
+    lora.path.write_text("weights")
+    found = [lora_identity(lora)]
+    for alpha in (4, 8):
+        (tmp_path / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
+        found.append(lora_identity(lora))
+    assert found[0] != found[1] != found[2]
+    assert len({one["sha256"] for one in found}) == 1
+
+
 def large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is remembered, and that was written long ago."""
     monkeypatch.setattr(identity_module, "_REMEMBERED_BYTES", 4)

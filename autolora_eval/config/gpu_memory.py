@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
-from autolora_eval.config.lora_file import LoraFile, read_header
+from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.model_section import VAE, checkpoint_parameters
 from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.runs.manifest import PromptCuts
 from autolora_eval.sources.model_source import Source, cached
+from autolora_eval.sources.safetensors_file import read_header
 
 
 def model_facts(

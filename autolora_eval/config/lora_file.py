@@ -1,4 +1,4 @@
-"""`.safetensors` files without torch: their headers, and what a LoRA file holds.
+"""What a LoRA file holds, read without torch.
 
 A LoRA file is a list of tensors whose names say which layer they tune and what they are. Every
 trainer has names of its own. This module splits the names into layers and parts, and refuses by
@@ -10,105 +10,21 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from autolora_eval._errors import UsageError
-
-_LFS_POINTER = b"version https://git-lfs"
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-# Numbers as integers, and bits that are all set in NaN and infinity alone: those of the exponent.
-# E4M3 has no infinity, and NaN has all bits but the sign.
-_FLOATS = {
-    "F64": ("<u8", 0x7FF0_0000_0000_0000),
-    "F32": ("<u4", 0x7F80_0000),
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F8_E4M3": ("|u1", 0x7F),
-    "F8_E5M2": ("|u1", 0x7C),
-}
-_TOO_LARGE = (OverflowError, RecursionError)  # numbers, and JSON that is nested too deeply
-_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor as the header lists it: its type, such as `F16`, and its bytes in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Read the header of a whole `.safetensors` file: (tensors by name, metadata)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-        if start == _LFS_POINTER:
-            raise UsageError(
-                f"'{path}' is a pointer of Git LFS, not the file itself. Fetch it with: "
-                "git lfs pull"
-            )
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise UsageError(f"'{path}' is not a .safetensors file, or its header is cut off.")
-        try:
-            header = json.loads(file.read(length))
-            metadata = dict(header.pop("__metadata__", None) or {})
-            tensors = {key: _tensor_info(value, 8 + length) for key, value in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, *_TOO_LARGE) as error:
-            raise UsageError(f"'{path}' has a damaged header: {error}.") from error
-    end = max((info.stop for info in tensors.values()), default=8 + length)
-    if end > size:
-        raise UsageError(
-            f"'{path}' is cut off: its header lists {end:,} bytes, it has {size:,}. Fetch it again."
-        )
-    return tensors, {key: value for key, value in metadata.items() if isinstance(value, str)}
-
-
-def _tensor_info(value: Mapping[str, Any], offset: int) -> TensorInfo:
-    start, stop = value["data_offsets"]
-    shape = tuple(int(length) for length in value["shape"])
-    kind = _FLOATS.get(value["dtype"])
-    if not 0 <= start <= stop:
-        raise ValueError(f"data_offsets {start} to {stop}")
-    if kind and stop - start != math.prod(shape) * np.dtype(kind[0]).itemsize:
-        raise ValueError(f"{stop - start} bytes for {value['dtype']} of shape {shape}")
-    return TensorInfo(str(value["dtype"]), shape, offset + int(start), offset + int(stop))
-
-
-def require_finite(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Check all values: a LoRA of 200 MB takes under 0.1 s, and NaN would cost a run."""
-    for key, info in tensors.items():
-        if info.dtype not in _FLOATS or not math.prod(info.shape):
-            continue
-        kind, mask = _FLOATS[info.dtype]
-        bits = np.memmap(path, kind, "r", info.start, (math.prod(info.shape),))
-        if ((bits & mask) == mask).any():
-            raise UsageError(f"'{path}' holds NaN or infinity in '{key}'.")
-
-
-def read_number(path: Path, info: TensorInfo) -> float:
-    """Return the value of a tensor of one number."""
-    with path.open("rb") as file:
-        file.seek(info.start)
-        data = file.read(info.stop - info.start)
-    if info.dtype == "BF16" and len(data) == 2:  # the upper half of a float32
-        return float(struct.unpack("<f", b"\0\0" + data)[0])
-    kind = _NUMBERS.get(info.dtype)
-    if kind is None or len(data) != np.dtype(kind).itemsize:
-        raise UsageError(f"'{path}' states an alpha as {info.dtype} of shape {info.shape}.")
-    return float(np.frombuffer(data, kind)[0])
-
+from autolora_eval._text import first_few
+from autolora_eval.sources.model_source import ADAPTER_CONFIG
+from autolora_eval.sources.safetensors_file import (
+    TensorInfo,
+    read_header,
+    read_number,
+    require_finite,
+)
 
 Part = Literal["A", "B", "mid", "alpha", "magnitude"]
 # The denoiser of the pipeline, or one of its text encoders.
@@ -157,9 +73,15 @@ _OTHER_KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.(?:on_input|ia3_l(?:\.\w+)*)$"), "(IA)³"),
     (re.compile(r"\.(?:a[12]|b[12])\.weight$"), "GLoRA"),
     (re.compile(r"\.bias$"), "a LoRA with biases"),
-    (re.compile(r"^bundle_emb\."), "a LoRA with embeddings of words bundled in"),
+    (
+        re.compile(r"^(?:bundle_emb\..+|clip_[lg]|text_encoders_\d|emb_params|string_to_param.*)$"),
+        "a file of word embeddings, or a LoRA with them",
+    ),
 )
-
+# Initial values that peft subtracts from the weights of the base model.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+_LISTED = 3  # tensors that a message names
 
 # A pattern such as (a+)+ may take for ever.
 _ENDLESS = re.compile(r"\)[*+{]")
@@ -177,6 +99,8 @@ class LoraLayer:
             `magnitude` (of DoRA).
         rank: r.
         alpha: the layer's output is scaled by alpha / r.
+        alpha_source: where alpha is from, if it is not a tensor of the file.
+        size: (outputs, inputs) of the layer; each place of a convolution's kernel is an input.
         kernel: (height, width) of a convolution's A; empty for a linear layer's.
     """
 
@@ -185,16 +109,17 @@ class LoraLayer:
     keys: Mapping[Part, str]
     rank: int
     alpha: float
+    alpha_source: str = ""
+    size: tuple[int, int] = (0, 0)
     kernel: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file whose layers are known, and where layers without an alpha have theirs from."""
+    """A LoRA file whose layers are known."""
 
     path: Path
     layers: tuple[LoraLayer, ...]
-    alpha_source: str = ""
 
     @property
     def kind(self) -> str:
@@ -209,7 +134,14 @@ class LoraFile:
         alphas = _values({layer.alpha for layer in self.layers})
         parts = Counter(layer.component for layer in self.layers)
         tuned = ", ".join(f"{part} {count}" for part, count in parts.items())
-        source = f" ({self.alpha_source})" if self.alpha_source else ""
+        sources = Counter(layer.alpha_source for layer in self.layers if layer.alpha_source)
+        notes = [
+            source
+            if count == len(self.layers)
+            else f"{source}, in {count} of {len(self.layers)} layers"
+            for source, count in sources.items()
+        ]
+        source = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.kind}, rank {ranks}, alpha {alphas}{source}; layers: {tuned}"
 
 
@@ -221,11 +153,15 @@ class _Alphas:
     # The settings of each component, in peft's names; those of "" are for all.
     by_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of(self, component: Component, name: str, rank: int) -> float | None:
-        """Return the alpha of a layer; None if nothing says it."""
+    def settings(self, component: Component) -> Mapping[str, Any]:
+        """Return the settings of a component."""
         denoisers = ("unet", "transformer") if component == "denoiser" else (component,)
         known = (key for key in (*denoisers, "") if key in self.by_component)
-        config = self.by_component.get(next(known, ""), {})
+        return self.by_component.get(next(known, ""), {})
+
+    def of(self, component: Component, name: str, rank: int) -> float | None:
+        """Return the alpha of a layer; None if nothing says it."""
+        config = self.settings(component)
         alpha = config.get("lora_alpha")
         for pattern, value in (config.get("alpha_pattern") or {}).items():
             if _ENDLESS.search(pattern):
@@ -250,10 +186,16 @@ def read_lora_file(path: Path) -> LoraFile:
             layer, or holds NaN. The message names the file, and the tensor where there is one.
     """
     tensors, metadata = read_header(path)
+    if (shard := _SHARD.search(path.name)) and int(shard[1]) > 1:
+        raise UsageError(
+            f"'{path}' is one of {int(shard[1])} files of a LoRA. Merge them: read each with "
+            "safetensors.torch.load_file, and write all tensors with save_file."
+        )
+    _refuse_other_kinds(path, tensors)
     grouped: dict[tuple[Component, str], dict[Part, str]] = {}
     names: dict[tuple[Component, str], str] = {}
     for key in tensors:
-        component, name, part = _split(path, key)
+        component, name, part = _split(key)
         name = names.setdefault((component, name.replace(".", "_")), name)
         parts = grouped.setdefault((component, name), {})
         if part in parts:
@@ -261,7 +203,7 @@ def read_lora_file(path: Path) -> LoraFile:
         parts[part] = key
     if not grouped:
         raise UsageError(f"'{path}' holds no tensors, so it is not a LoRA.")
-    alphas = _file_alphas(path, metadata)
+    alphas = _read_settings(path, metadata)
     layers = tuple(
         _layer(path, tensors, component, name, parts, alphas)
         for (component, name), parts in grouped.items()
@@ -272,10 +214,9 @@ def read_lora_file(path: Path) -> LoraFile:
             f"'{path}' has DoRA magnitudes in {n_magnitudes} of its {len(layers)} layers; "
             "expected all of them or none."
         )
+    _check_settings(path, layers, alphas)
     require_finite(path, tensors)
-    if all("alpha" in layer.keys for layer in layers):
-        return LoraFile(path, layers, "")
-    return LoraFile(path, layers, alphas.source or "alpha = rank, as the file has no alpha")
+    return LoraFile(path, layers)
 
 
 def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
@@ -293,26 +234,40 @@ def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
     return files
 
 
-def _split(path: Path, key: str) -> tuple[Component, str, Part]:
-    """Return the component, the layer and the part that a tensor's name stands for."""
-    for pattern, part in _PARTS:
-        if match := pattern.search(key):
-            component, name = _component(key[: match.start()])
-            return component, name.replace(".processor.", "."), part
+def _refuse_other_kinds(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse a file with tensors that are not parts of a LoRA's layers."""
+    others = [key for key in tensors if not any(known.search(key) for known, _ in _PARTS)]
+    if not others:
+        return
     for pattern, kind in _OTHER_KINDS:
-        if pattern.search(key):
+        if found := [key for key in others if pattern.search(key)]:
             raise UsageError(
-                f"'{path}' is {kind} ('{key}'), which cannot be switched on and off exactly. "
-                "Expected LoRA, LoCon or DoRA."
+                f"'{path}' is {kind} ({_quoted(found)}), which cannot be switched on and off "
+                "exactly. Expected LoRA, LoCon or DoRA."
             )
-    raise UsageError(f"'{path}' holds '{key}', which is not a tensor of a LoRA.")
+    raise UsageError(
+        f"'{path}' holds {_quoted(others)}: not a tensor of a LoRA. Expected LoRA, LoCon or DoRA "
+        "alone. Choose another file."
+    )
+
+
+def _quoted(keys: Sequence[str]) -> str:
+    return first_few([f"'{key}'" for key in keys], _LISTED)
+
+
+def _split(key: str) -> tuple[Component, str, Part]:
+    """Return the component, the layer and the part that the name of a LoRA's tensor stands for."""
+    found = ((match, part) for pattern, part in _PARTS if (match := pattern.search(key)))
+    match, part = next(found)
+    component, name = _component(key[: match.start()])
+    return component, name.replace(".processor.", "."), part
 
 
 def _component(name: str) -> tuple[Component, str]:
     name = name.removeprefix("base_model.model.").removeprefix("model.")  # peft; old ComfyUI
     for prefix, component in _PREFIXES:
         if name.startswith(prefix):
-            return component, name[len(prefix) :]
+            return component, name[len(prefix) :].removeprefix("base_model.model.")
     return "denoiser", name
 
 
@@ -328,17 +283,30 @@ def _layer(
         if part not in parts:
             there = next(iter(parts.values()))
             raise UsageError(f"'{path}' lacks the {half} matrix of the layer of '{there}'.")
+    for key in (key for part, key in parts.items() if part != "alpha"):
+        if not tensors[key].is_float:
+            raise UsageError(
+                f"'{path}' holds '{key}' as {tensors[key].dtype}, so it is quantized. Expected "
+                "floating-point numbers: choose the original file."
+            )
     a, mid = _shapes(path, {part: (key, tensors[key].shape) for part, key in parts.items()})
     rank = a[0]
-    own = read_number(path, tensors[parts["alpha"]]) if "alpha" in parts else None
+    source = "" if "alpha" in parts else alphas.source
     try:
-        alpha = own if own is not None else alphas.of(component, name, rank)
+        alpha = (
+            read_number(path, tensors[parts["alpha"]])
+            if "alpha" in parts
+            else alphas.of(component, name, rank)
+        )
     except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
         raise UsageError(f"'{path}': alpha {alphas.source} cannot be used: {error}.") from error
-    if alpha is not None and not math.isfinite(alpha):
+    if alpha is None:
+        alpha, source = rank, "alpha = rank, as the file has no alpha"
+    if not math.isfinite(alpha):
         raise UsageError(f"'{path}' states alpha {alpha} for '{parts['A']}'.")
-    kernel = (mid or a)[2:]
-    return LoraLayer(component, name, parts, rank, rank if alpha is None else alpha, kernel)
+    b = tensors[parts["B"]].shape
+    size = (math.prod(b) // rank, math.prod(a[1:]) * math.prod(mid[2:]))
+    return LoraLayer(component, name, parts, rank, alpha, source, size, (mid or a)[2:])
 
 
 def _shapes(
@@ -348,7 +316,7 @@ def _shapes(
     (key_a, a), (key_b, b) = parts["A"], parts["B"]
     mid = parts["mid"][1] if "mid" in parts else ()
     fits = len(a) >= 2 and len(b) >= 2 and a[0] > 0
-    if not fits or (mid[:2] != (b[1], a[0]) if "mid" in parts else b[1] != a[0]):
+    if not fits or b[1] != a[0] or ("mid" in parts and mid[:2] != (a[0], a[0])):
         raise UsageError(
             f"'{path}': the matrices of one layer do not fit each other: '{key_a}' is {a}, "
             f"'{key_b}' is {b}."
@@ -364,25 +332,56 @@ def _shapes(
     return a, mid
 
 
-def _file_alphas(path: Path, metadata: Mapping[str, str]) -> _Alphas:
-    """Return the alphas of the header's metadata, else those of adapter_config.json beside it."""
+def _read_settings(path: Path, metadata: Mapping[str, str]) -> _Alphas:
+    """Return the settings in the header's metadata, else those in adapter_config.json beside it."""
     if "lora_adapter_metadata" in metadata:  # diffusers: "unet.lora_alpha" and so on
         by_component: dict[str, dict[str, Any]] = {}
         for key, value in _json(path, metadata["lora_adapter_metadata"]).items():
             component, _, name = key.rpartition(".")
             by_component.setdefault(component, {})[name] = value
         return _Alphas("from the header's lora_adapter_metadata", by_component)
-    for name in ("alpha", "lora_alpha", "ss_network_alpha"):
+    for name in ("alpha", "lora_alpha", "network_alpha", "ss_network_alpha"):
         try:
             value = float(metadata[name])
         except (KeyError, ValueError):
             continue
-        return _Alphas(f"from '{name}' in the header", {"": {"lora_alpha": value}})
-    config = path.with_name("adapter_config.json")
+        ranks = ("rank", "r", "lora_rank", "network_dim", "ss_network_dim")
+        rank = next((metadata[key] for key in ranks if key in metadata), None)
+        return _Alphas(f"from '{name}' in the header", {"": {"lora_alpha": value, "r": rank}})
+    config = path.with_name(ADAPTER_CONFIG)
     if config.is_file():
         settings = _json(config, config.read_text(encoding="utf-8", errors="replace"))
-        return _Alphas("from adapter_config.json beside the file", {"": settings})
+        return _Alphas(f"from {ADAPTER_CONFIG} beside the file", {"": settings})
     return _Alphas()
+
+
+def _check_settings(path: Path, layers: Sequence[LoraLayer], alphas: _Alphas) -> None:
+    """Refuse settings that say another LoRA than the tensors."""
+    source = alphas.source.removeprefix("from ")
+    for component in dict.fromkeys(layer.component for layer in layers):
+        tuned = [layer for layer in layers if layer.component == component]
+        settings = alphas.settings(component)
+        start = str(settings.get("init_lora_weights")).lower()
+        if start.startswith(_CHANGES_BASE):
+            raise UsageError(
+                f"'{path}' starts from '{start}' (init_lora_weights, {source}), which changes the "
+                "weights of the base model too. Convert it to a plain LoRA: save_pretrained of "
+                "peft, with path_initial_model_for_weight_conversion."
+            )
+        if settings.get("use_dora") is True and "magnitude" not in tuned[0].keys:
+            raise UsageError(
+                f"'{path}' is a DoRA ({source}) without magnitudes. Expected a tensor "
+                f"lora_magnitude_vector beside '{tuned[0].keys['A']}'. Get the whole file."
+            )
+        ranks, stated = {layer.rank for layer in tuned}, str(settings.get("r"))
+        takes_alpha = any(layer.alpha_source == alphas.source for layer in tuned)
+        is_other = stated.isdecimal() and int(stated) not in ranks
+        if alphas.source and takes_alpha and is_other and not settings.get("rank_pattern"):
+            raise UsageError(
+                f"'{path}' has rank {_values(ranks)} in the {component}, not {stated} ({source}), "
+                "so the alpha from there may be of another LoRA. Correct it there, or remove it: "
+                "alpha is then the rank."
+            )
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

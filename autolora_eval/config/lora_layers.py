@@ -5,6 +5,7 @@ A file may have the names of diffusers, or those of the first releases of SDXL a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +13,15 @@ from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
-from autolora_eval.config.lora_file import Component, LoraFile, LoraLayer, read_header
-from autolora_eval.sources.model_source import Source, cached
+from autolora_eval.config.lora_file import (
+    Component,
+    LoraFile,
+    LoraLayer,
+    check_sum,
+    read_lora_file,
+)
+from autolora_eval.sources.model_source import Source, cached, local_lora
+from autolora_eval.sources.safetensors_file import read_header
 
 # SDXL's layers in the names of its first release, which kohya's sd-scripts keep. Within blocks:
 _SGM_INNER = {
@@ -57,6 +65,10 @@ _MMDIT_OUTER = {
     "final_layer_linear": "proj_out",
     "final_layer_adaLN_modulation_1": "norm_out.linear",
 }
+# Tables of embeddings, which are not linear layers.
+_EMBEDDINGS = tuple(
+    f"{name}.weight" for name in ("_embedding", "shared", "embed_tokens", "relative_attention_bias")
+)
 # What old diffusers called the layers of a text encoder.
 _OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -77,11 +89,25 @@ class Home:
     is_swapped: bool = False
 
 
+def with_lora_files(model: ResolvedModel) -> ResolvedModel:
+    """Return a model whose LoRA files are read; those on the hub are fetched first.
+
+    Raises:
+        AutoLoRAEvalError: if a file cannot be fetched, or cannot be loaded exactly.
+    """
+    loras = [replace(one, file=read_lora_file(local_lora(one.source))) for one in model.loras]
+    model = replace(model, loras=tuple(loras))
+    check_sum(model.switched_loras)
+    check_tuned_layers(model)
+    return model
+
+
 def check_tuned_layers(model: ResolvedModel) -> None:
-    """Refuse a LoRA of which a text encoder or a layer of the denoiser is not in the pipeline."""
+    """Refuse a LoRA of which a text encoder or a layer is not in the pipeline, or of other size."""
     parts = read_config(model.layout, INDEX)
     is_listed = "unet" in parts or "transformer" in parts
-    for file in [lora.file for lora in model.loras if lora.file is not None]:
+    files = [lora.file for lora in model.loras if lora.file is not None]
+    for file in files:
         for layer in file.layers:
             name = layer.component
             if name in model.spec.left_out:
@@ -91,38 +117,45 @@ def check_tuned_layers(model: ResolvedModel) -> None:
             else:
                 continue
             raise UsageError(f"'{file.path}' tunes {name} ('{layer.keys['A']}'), {why}")
-    for folder in ("unet", "transformer"):
-        paths = _denoiser_layers(model.pipeline, folder)
-        config = read_config(model.pipeline, f"{folder}/config.json")
-        for lora in model.loras if paths else ():
-            if lora.file is not None:
-                layer_homes(lora.file, "denoiser", paths, config)
+    for component in dict.fromkeys(layer.component for file in files for layer in file.layers):
+        folders = ("unet", "transformer") if component == "denoiser" else (component,)
+        for folder in folders:
+            shapes = _layer_shapes(model.layout, folder)
+            config = read_config(model.layout, f"{folder}/config.json")
+            for file in files if shapes and "quantization_config" not in config else ():
+                layer_homes(file, component, shapes, config)
 
 
-def _denoiser_layers(pipeline: Source, folder: str) -> set[str]:
-    """Return the linear and convolutional layers of a denoiser whose weights are here."""
+def _layer_shapes(pipeline: Source, folder: str) -> dict[str, tuple[int, ...]]:
+    """Return the linear and convolutional layers of a network whose weights are here."""
     config = cached(pipeline, f"{folder}/config.json")
     files = list(config.parent.glob("*.safetensors")) if config else []
     tensors = [item for file in files if file.is_file() for item in read_header(file)[0].items()]
     return {
-        name.removesuffix(".weight")
+        name.removesuffix(".weight"): tensor.shape
         for name, tensor in tensors
-        if name.endswith(".weight") and len(tensor.shape) in (2, 4)
+        if name.endswith(".weight")
+        and len(tensor.shape) in (2, 4)
+        and not name.endswith(_EMBEDDINGS)
     }
 
 
 def layer_homes(
-    file: LoraFile, component: Component, paths: Collection[str], config: Mapping[str, Any]
+    file: LoraFile,
+    component: Component,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
 ) -> list[tuple[LoraLayer, list[Home]]]:
     """Return each layer that the file tunes of a network, with the layers that it belongs to.
 
-    `paths` are the names of the network's linear and convolutional layers.
+    `shapes` are those of the weights of the network's linear and convolutional layers.
 
     Raises:
-        UsageError: if a layer of the file has none in the network, or shares it with another.
+        UsageError: if a layer of the file has none in the network, shares it with another, or has
+            another size.
     """
     layers = [layer for layer in file.layers if layer.component == component]
-    known = _names(paths, component, config)
+    known = _names(shapes, component, config)
     homes = [(layer, known.get(_flat(layer.name, component), [])) for layer in layers]
     homeless = [layer for layer, found in homes if not found]
     if homeless:
@@ -140,7 +173,19 @@ def layer_homes(
                     f"'{file.path}' tunes one layer twice: '{first.keys['A']}' and "
                     f"'{layer.keys['A']}'."
                 )
+            out, *inputs = shapes[home.path]
+            size = (out * home.chunk[1], math.prod(inputs))
+            if layer.size != size:
+                raise UsageError(
+                    f"'{file.path}': the layer of '{layer.keys['A']}' has {_sized(layer.size)}, "
+                    f"but {_sized(size)} in this pipeline. Was the LoRA trained on another base "
+                    "model?"
+                )
     return homes
+
+
+def _sized(size: tuple[int, int]) -> str:
+    return f"{size[1]:,} inputs and {size[0]:,} outputs"
 
 
 def _flat(name: str, component: Component) -> str:

@@ -25,7 +25,7 @@ from autolora_eval.config.inputs import (
     known_class,
     read_config,
 )
-from autolora_eval.config.lora_file import check_sum, read_header, read_lora_file
+from autolora_eval.config.lora_file import check_sum, read_lora_file
 from autolora_eval.config.lora_layers import check_tuned_layers
 from autolora_eval.config.schema import Lora, Model, Scheduler
 from autolora_eval.plugins.signatures import CoercionError, coerce
@@ -38,6 +38,7 @@ from autolora_eval.sources.model_source import (
     find_lora,
     find_model,
 )
+from autolora_eval.sources.safetensors_file import read_header
 
 LEFT_OUT = "text_encoder_3"
 VAE = "config.json"

@@ -23,7 +23,8 @@ from PIL import Image
 from autolora_eval._files import Json
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
-from autolora_eval.config.lora_file import Component, check_sum, read_lora_file
+from autolora_eval.config.lora_file import Component
+from autolora_eval.config.lora_layers import with_lora_files
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.lora import load_lora
 from autolora_eval.generation.pipeline_loading import leave_device, load_pipeline, place
@@ -44,7 +45,6 @@ from autolora_eval.guidance.denoiser_state import (
     restored,
     set_lora_scale,
 )
-from autolora_eval.sources.model_source import local_lora
 
 ADAPTER = "autolora_eval"
 # The prompt of the latents that tell whether a model has changed.
@@ -117,6 +117,7 @@ class LoraPipeline:
             AutoLoRAEvalError: if no guider can act on the pipeline, the pipeline is damaged, or a
                 part of a LoRA does not fit it.
         """
+        model = with_lora_files(model)
         pipe = load_pipeline(model, dtype)
         loaded = cls(pipe, model.spec.clip_skip, guidance_batching)
         loaded._load_loras(model)
@@ -143,10 +144,10 @@ class LoraPipeline:
         """Merge the LoRAs of the base model into its weights, then load the others."""
         networks = self.networks
         loras = [
-            (spec, read_lora_file(local_lora(lora.source)))
+            (spec, lora.file)
             for spec, lora in zip(model.spec.loras, model.loras, strict=True)
+            if lora.file is not None
         ]
-        check_sum([file for spec, file in loras if not spec.part_of_base])
         for spec, file in loras:
             if spec.part_of_base:
                 load_lora(networks, file, ADAPTER)

@@ -90,12 +90,12 @@ def _homes(
             f"'{file.path}' tunes {component} ('{key}'), which the pipeline does not have."
         )
     network = networks[component]
-    paths = {
-        name.removesuffix(".base_layer")
+    shapes = {
+        name.removesuffix(".base_layer"): tuple(layer.weight.shape)
         for name, layer in network.named_modules()
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) and ".lora_" not in name
     }
-    return layer_homes(file, component, paths, getattr(network, "config", {}))
+    return layer_homes(file, component, shapes, getattr(network, "config", {}))
 
 
 def _read(
@@ -117,7 +117,7 @@ def _read(
                 b = torch.cat(b.chunk(2)[::-1])
                 magnitude = None if magnitude is None else torch.cat(magnitude.chunk(2)[::-1])
             part = replace(whole, b=b, magnitude=magnitude)
-            yield home.path, _fitted(file, layer, part, base.weight)
+            yield home.path, _shaped(part, base.weight)
 
 
 def _whole(file: LoraFile, tensors: Any, layer: LoraLayer) -> _Weights:  # noqa: ANN401
@@ -135,21 +135,13 @@ def _whole(file: LoraFile, tensors: Any, layer: LoraLayer) -> _Weights:  # noqa:
     return _Weights(a, read["B"], layer.alpha, magnitude)
 
 
-def _fitted(file: LoraFile, layer: LoraLayer, weights: _Weights, base: torch.Tensor) -> _Weights:
-    rank, out = weights.a.shape[0], base.shape[0]
-    kernel = [1] * (base.dim() - 2)
-    fits = weights.a[0].numel() == base[0].numel() and weights.b.numel() == out * rank
-    if weights.magnitude is not None:
-        fits = fits and weights.magnitude.numel() == out
-    if not fits:
-        raise AutoLoRAEvalError(
-            f"'{file.path}': '{layer.keys['A']}' of shape {tuple(weights.a.shape)} does not fit "
-            f"its layer of shape {tuple(base.shape)}. Was the LoRA trained on another base model?"
-        )
+def _shaped(weights: _Weights, base: torch.Tensor) -> _Weights:
+    """Return weights in the shapes, precision and place of a layer's own weight."""
+    rank, kernel = weights.a.shape[0], [1] * (base.dim() - 2)
     magnitude = weights.magnitude
     return _Weights(
         weights.a.reshape(rank, *base.shape[1:]).to(base),
-        weights.b.reshape(out, rank, *kernel).to(base),
+        weights.b.reshape(base.shape[0], rank, *kernel).to(base),
         weights.alpha,
         None if magnitude is None else magnitude.to(base),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, cache_folder, sha256_bytes, sha256_file, write_json
-from autolora_eval.sources.model_source import Source, local_lora, unreachable
+from autolora_eval.sources.model_source import ADAPTER_CONFIG, Source, local_lora, unreachable
 
 _INDEX = "model_index.json"
 _SUFFIXES = (".safetensors", ".json", ".model", ".jinja")
@@ -47,9 +47,18 @@ def identity(source: Source, variant: str | None = None) -> Json:
 
 
 def lora_identity(source: Source) -> Json:
-    """Return the identity of a LoRA: the hash of its file, which is fetched if needed."""
-    digest = remembered_sha256(local_lora(source))
-    return {"name": source.name, "kind": source.kind, "sha256": digest}
+    """Return the identity of a LoRA: the hash of its file, which is fetched if needed.
+
+    With peft's settings beside the file, which may hold its alpha, it has their hash too.
+    """
+    file = local_lora(source)
+    found: Json = {
+        "name": source.name,
+        "kind": source.kind,
+        "sha256": remembered_sha256(file),
+    }
+    settings = file.with_name(ADAPTER_CONFIG)
+    return found | ({"settings_sha256": sha256_file(settings)} if settings.is_file() else {})
 
 
 def remembered_sha256(file: Path) -> str:

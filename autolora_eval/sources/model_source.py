@@ -6,10 +6,10 @@ No weights are loaded here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -29,6 +29,8 @@ PICKLE_ADVICE = (
     "safetensors.torch.save_file."
 )
 MINIATURE = "miniature:"
+# peft's settings of a LoRA, beside its file.
+ADAPTER_CONFIG = "adapter_config.json"
 # The YAML at the head of a model card.
 _CARD_HEAD = re.compile(r"\s*---\n(.*?)\n---[ \t]*(\n|$)", re.DOTALL)
 
@@ -170,18 +172,27 @@ def find_lora(
 
 
 def _lora_in(folder: Path, weight_name: str | None, name: str) -> Source:
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if weight_name is not None and weight_name not in names:
+    if weight_name is None:
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*"))
+        return Source(name, "file", str(folder / _only_lora(name, files)))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    if weight_name not in names:
         near = did_you_mean(weight_name, names)
         raise UsageError(f"weight_name: no '{weight_name}' in '{name}'.{near}")
-    if weight_name is None and len(names) != 1:
-        if not names and any(path.suffix in _PICKLES for path in folder.iterdir()):
-            raise UsageError(f"'{name}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
-        found = ", ".join(names) if names else "none"
-        raise UsageError(
-            f"'{name}' must hold one .safetensors file, but has {found}. Name one with weight_name."
-        )
-    return Source(name, "file", str(folder / (weight_name or names[0])))
+    return Source(name, "file", str(folder / weight_name))
+
+
+def _only_lora(name: str, files: Sequence[str]) -> str:
+    """Return the only `.safetensors` file among the files of a folder or of a hub repository."""
+    weights = [file for file in files if file.endswith(".safetensors")]
+    if len(weights) == 1:
+        return weights[0]
+    if not weights and any(Path(file).suffix in _PICKLES for file in files):
+        raise UsageError(f"'{name}' holds its LoRA as a pickle: {PICKLE_ADVICE}")
+    raise UsageError(
+        f"'{name}' must hold one .safetensors file, but has {', '.join(weights) or 'none'}. Name "
+        "one with weight_name."
+    )
 
 
 def _refuse_revision(name: str, revision: str | None) -> None:
@@ -229,6 +240,8 @@ def stated_license(source: Source) -> str | None:
 def local_lora(source: Source) -> Path:
     """Return the LoRA's file on this machine; it is fetched from the hub if needed.
 
+    peft's settings of the LoRA, which may hold its alpha, are put beside it.
+
     Raises:
         AutoLoRAEvalError: if the hub repository has not exactly one `.safetensors` or cannot be
             reached, or the user must get the file first.
@@ -243,14 +256,10 @@ def local_lora(source: Source) -> Path:
     try:
         if name is None:
             files = HfApi().list_repo_files(source.location, revision=source.revision)
-            weights = [file for file in files if file.endswith(".safetensors")]
-            if len(weights) != 1:
-                raise AutoLoRAEvalError(
-                    f"'{source.location}' must have one .safetensors, and has "
-                    f"{', '.join(weights) or 'none'}. Name one with weight_name."
-                )
-            name = weights[0]
-        return Path(hf_hub_download(source.location, name, revision=source.revision))
+            name = _only_lora(source.location, files)
+        path = Path(hf_hub_download(source.location, name, revision=source.revision))
+        fetched(source, str(PurePosixPath(name).with_name(ADAPTER_CONFIG)))
+        return path
     except (OSError, ValueError) as error:
         raise AutoLoRAEvalError(unreachable([source], first_line(error))) from error
 

@@ -127,7 +127,7 @@ def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl):
     layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
     source = sdxl.loras[0].source
     save_header(source.path, weight=1000)
-    lora = ResolvedLora(source, LoraFile(source.path, (layer,), ""))
+    lora = ResolvedLora(source, LoraFile(source.path, (layer,)))
     tuned = estimate(replace(sdxl, loras=(lora,)))
     assert tuned.denoiser == 2 * (PARAMETERS["unet"] + 1000)
     assert tuned.pass_per_image > 1.2 * estimate(sdxl).pass_per_image

@@ -239,6 +239,11 @@ def test_a_lora_folder_with_several_files_wants_a_weight_name(
     found = load(named).models["A"].loras[0].source.path
     assert found == lora / "other.safetensors"
 
+    (lora / "checkpoint-5").mkdir()
+    shutil.copy(lora / "style.safetensors", lora / "checkpoint-5" / "style.safetensors")
+    below = with_lora(benchmark_data, "lora", weight_name="checkpoint-5/style.safetensors")
+    assert load(below).models["A"].loras[0].source.path.parent == lora / "checkpoint-5"
+
     misspelt = with_lora(benchmark_data, "lora", weight_name="ohter.safetensors")
     assert "Did you mean 'other.safetensors'?" in problem(misspelt)
 

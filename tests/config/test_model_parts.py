@@ -84,6 +84,31 @@ def test_a_lora_of_another_base_model_is_refused_by_the_plan(problem, with_model
     )
 
 
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        ("layers.9.mlp.fc1", "1 of the 1 layers that '{}' tunes of the text_encoder are not in"),
+        ("token_embedding", "1 of the 1 layers that '{}' tunes of the text_encoder are not in"),
+        (
+            "layers.0.mlp.fc1",
+            "'{}': the layer of 'text_encoder.layers.0.mlp.fc1.lora_A.weight' has 4 inputs and 4 "
+            "outputs, but 8 inputs and 16 outputs in this pipeline. Was the LoRA trained on",
+        ),
+    ],
+)
+def test_a_text_encoder_of_another_base_model_is_refused_by_the_plan(
+    problem, with_model, workplace, layer, says
+):
+    encoder = workplace / "sdxl" / "text_encoder"
+    save_json(encoder / "config.json", {})
+    names = {"text_model.layers.0.mlp.fc1": (16, 8), "text_model.token_embedding": (4, 4)}
+    weights = {f"{name}.weight": np.ones(shape, np.float32) for name, shape in names.items()}
+    save_file(weights, encoder / "model.safetensors")
+    file, matrix = workplace / "lora.safetensors", np.ones((4, 4), np.float32)
+    save_file({f"text_encoder.{layer}.lora_{half}.weight": matrix for half in "AB"}, file)
+    assert f"models.A.lora: {says.format(file)}" in problem(with_model(lora={"path": str(file)}))
+
+
 def test_a_size_that_a_transformer_has_no_patches_for_is_refused(
     problem, load, with_model, workplace
 ):

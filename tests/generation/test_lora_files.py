@@ -8,6 +8,7 @@ reports against loaders: alphas of single layers, DoRA in kohya's names, alphas 
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -69,10 +70,17 @@ def flat_kernels(pairs: Pairs) -> Tensors:
     return kohya(changed)
 
 
+def alphas_as(dtype: torch.dtype, pairs: Pairs) -> Tensors:
+    tensors = kohya(pairs, alpha=-3.0)
+    return {k: v.to(dtype) if k.endswith("alpha") else v for k, v in tensors.items()}
+
+
+TYPES_OF_ALPHA = (
+    *(torch.int64, torch.int8, torch.bfloat16),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+)
 VALUES: dict[str, Callable[[Pairs], Tensors]] = {
-    "kohya, alphas as integers": lambda p: {
-        k: v.to(torch.int64) if k.endswith("alpha") else v for k, v in kohya(p).items()
-    },
+    **{f"kohya, alphas as {dtype}": partial(alphas_as, dtype) for dtype in TYPES_OF_ALPHA},
     "kohya, kernels flattened": flat_kernels,
     "float64": lambda p: {k: v.double() for k, v in kohya(p).items()},
     "ranks of single layers": ranks_of_single_layers,
@@ -95,6 +103,7 @@ NAMES: dict[str, Callable[[Pairs], Tensors]] = {
     "peft, named adapter": lambda p: named(
         p, "unet.", ".lora_A.default.weight", ".lora_B.default.weight"
     ),
+    "peft, within a network's prefix": lambda p: named(p, "unet.base_model.model."),
     "no prefix": lambda p: named(p, ""),
 }
 
@@ -112,6 +121,7 @@ def test_one_lora_in_every_form_does_the_same(form, unet, tmp_path):
 
 HEADERS = {
     "alpha and rank": {"rank": "4", "alpha": "2"},
+    "network_alpha": {"network_dim": "4", "network_alpha": "2.0"},
     "diffusers', by pattern": {
         "lora_adapter_metadata": json.dumps(
             {"unet.r": 4, "unet.lora_alpha": 9, "unet.alpha_pattern": {"to_q": 2, "to_v": 2}}

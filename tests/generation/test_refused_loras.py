@@ -1,6 +1,7 @@
 """LoRA files that cannot be loaded exactly are refused, with the file, the kind and the tensor."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -43,7 +44,20 @@ REFUSED_BY_FILE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         LAYER | {f"{STEM}.lora_up.bias": torch.ones(16)},
         f"is a LoRA with biases ('{STEM}.lora_up.bias')",
     ),
-    "embeddings": ({"bundle_emb.word.string_to_param.*": torch.ones(1, 4)}, "bundled in"),
+    "embeddings bundled in": (
+        LAYER | {f"bundle_emb.zib.clip_{x}": torch.ones(1, 4) for x in "gl"},
+        "or a LoRA with them ('bundle_emb.zib.clip_g', 'bundle_emb.zib.clip_l'), which cannot",
+    ),
+    "embeddings alone": (
+        {"clip_l": torch.ones(1, 4), "clip_g": torch.ones(1, 4)},
+        "is a file of word embeddings, or a LoRA with them ('clip_g', 'clip_l')",
+    ),
+    "many other tensors": (
+        LAYER | {f"lora_unet_{n}.scale": torch.ones(1) for n in range(5)},
+        "holds 'lora_unet_0.scale', 'lora_unet_1.scale', 'lora_unet_2.scale' and 2 more: not a "
+        "tensor of a LoRA. Expected LoRA, LoCon or DoRA alone. Choose another file.",
+    ),
+    "integers": (LAYER | {UP: torch.ones(16, 4).to(torch.int8)}, f"holds '{UP}' as I8, so it is"),
     "a model": ({"unet.conv_in.weight": torch.ones(4, 4)}, "not a tensor of a LoRA"),
     "only A": ({DOWN: torch.ones(4, 16)}, "lacks the up or B matrix"),
     "only B": ({UP: torch.ones(16, 4)}, "lacks the down or A matrix"),
@@ -111,6 +125,48 @@ def test_what_the_file_shows_is_refused_before_anything_is_loaded(case, tmp_path
     assert message in str(caught.value)
 
 
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "PiSSA": (
+        {"init_lora_weights": "pissa_niter_4", "lora_alpha": 4, "r": 4},
+        "starts from 'pissa_niter_4' (init_lora_weights, adapter_config.json beside the file), "
+        "which changes the weights of the base model too. Convert it",
+    ),
+    "DoRA without magnitudes": (
+        {"use_dora": True, "lora_alpha": 4, "r": 4},
+        f"is a DoRA (adapter_config.json beside the file) without magnitudes. Expected a tensor "
+        f"lora_magnitude_vector beside '{DOWN}'",
+    ),
+    "another rank": (
+        {"lora_alpha": 8, "r": 16},
+        "has rank 4 in the denoiser, not 16 (adapter_config.json beside the file), so the alpha",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_say_another_lora_than_the_tensors_are_refused(case, tmp_path):
+    settings, message = SETTINGS[case]
+    file = tmp_path / "mine.safetensors"
+    save_file(LAYER, file)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(settings))
+    with pytest.raises(UsageError) as caught:
+        read_lora_file(file)
+    assert f"'{file}' {message}" in str(caught.value)
+    right = {"init_lora_weights": "gaussian", "use_dora": False, "lora_alpha": 8, "r": 4}
+    config.write_text(json.dumps(right))
+    assert read_lora_file(file).layers[0].alpha == 8
+
+
+def test_one_of_several_files_of_a_lora_is_refused(tmp_path):
+    file = tmp_path / "lora-00001-of-00002.safetensors"
+    save_file(LAYER, file)
+    with pytest.raises(UsageError, match=r"is one of 2 files of a LoRA\. Merge"):
+        read_lora_file(file)
+    whole = file.rename(tmp_path / "lora-00001-of-00001.safetensors")
+    assert len(read_lora_file(whole).layers) == 1
+
+
 DAMAGED = {
     "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n",
     "not a .safetensors file": b"<html>Log in to download</html>",
@@ -145,7 +201,7 @@ def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):
             kohya(pairs_of(transformer, r"to_q$"), "lora_transformer_"),
             r"3 of the 3 layers .* trained on another base model",
         ),
-        (named(wide, "unet."), r"of shape \(4, 99\) does not fit"),
+        (named(wide, "unet."), r"has 99 inputs and 16 outputs, but 16 inputs and 16 outputs in"),
         ({k.replace("unet", "te3"): value for k, value in LAYER.items()}, "tunes text_encoder_3"),
         (  # SD 1.5 has attention in its first block, which SDXL has not
             LAYER | {k.replace("mid_block", "down_blocks_0"): v.clone() for k, v in LAYER.items()},
