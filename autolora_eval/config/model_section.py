@@ -115,7 +115,10 @@ def _read_loras(
 
 def _read_lora(lora: Lora, lookup: Lookup) -> ResolvedLora:
     source = find_lora(lora.path, lora.weight_name, lora.revision, lookup, lora.obtain)
-    return ResolvedLora(source, read_lora_file(source.path) if source.kind == "file" else None)
+    path = source.path if source.kind == "file" else None
+    if source.kind == "hub" and source.weight_name is not None:
+        path = cached(source, source.weight_name)
+    return ResolvedLora(source, read_lora_file(path) if path else None)
 
 
 # --------------------

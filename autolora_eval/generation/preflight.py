@@ -13,6 +13,7 @@ from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipeline, pipeline_class
+from autolora_eval.config.lora_layers import with_lora_files
 from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
 from autolora_eval.config.stage_inputs import cells_not_generated, feature_settings, judge_settings
@@ -68,6 +69,7 @@ def missing(
         lambda: _extractor(plan),
         lambda: _hub(plan),
         lambda: _guided(plan),
+        lambda: _hub_loras(plan),
         lambda: _own_files(plan),
     ]
     if _generates(plan, output):
@@ -127,6 +129,15 @@ def _guided(plan: Plan) -> None:
             asked = model.spec.negative_prompt or own
             with quiet_libraries():
                 open_pipeline(source, model.spec.model_copy(update={"negative_prompt": asked}))
+
+
+def _hub_loras(plan: Plan) -> None:
+    """Fetch the LoRAs on the hub, and refuse one that cannot be loaded exactly."""
+    for model in loaded_models(plan):
+        sources = [lora.source for lora in model.loras]
+        is_here = all(_reachable(one, one.weight_name or "README.md") for one in sources)
+        if is_here and {one.kind for one in sources} in ({"hub"}, {"hub", "file"}):
+            with_lora_files(model)
 
 
 def _schedulers(plan: Plan) -> None:

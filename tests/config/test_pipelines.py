@@ -1,23 +1,27 @@
 """Pipelines that no guidance method can act on are refused before any model loads."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 from conftest import save_json
 from diffusers.pipelines.auto_pipeline import SUPPORTED_TASKS_MAPPINGS
+from safetensors.numpy import save_file
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import INDEX, TESTED, WITHOUT_GUIDER
+from autolora_eval.config.lora_file import read_lora_file
 from autolora_eval.config.schema import Lora, Model
 from autolora_eval.generation import preflight
 from autolora_eval.generation.pipeline_loading import open_pipeline
-from autolora_eval.sources.model_source import Source
+from autolora_eval.sources.model_source import Source, local_lora
 
 pytestmark = pytest.mark.model
 
@@ -70,14 +74,36 @@ def test_a_folder_that_is_no_pipeline_is_refused(problem, data):
     assert "has no model_index.json, so it is not a model in the diffusers" in problem(data)
 
 
-def test_a_hub_model_in_the_cache_is_known_too(problem, data, tmp_path, monkeypatch):
-    data["models"]["A"]["pipeline"] = "someone/flux"
-    commit, place = "a" * 40, tmp_path / "hub" / "models--someone--flux"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(commit)
-    named(place / "snapshots" / commit, "FluxPipeline")
+@pytest.fixture
+def cached(tmp_path, monkeypatch) -> Callable[[str], Path]:
+    """A function that returns the folder of a repository in the cache of the hub."""
+
+    def make(name: str) -> Path:
+        commit, place = "a" * 40, tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(commit)
+        (place / "snapshots" / commit).mkdir(parents=True)
+        return place / "snapshots" / commit
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return make
+
+
+def test_a_hub_model_in_the_cache_is_known_too(problem, data, cached):
+    data["models"]["A"]["pipeline"] = "someone/flux"
+    named(cached("someone/flux"), "FluxPipeline")
     assert "models.A.pipeline: 'someone/flux' is a FluxPipeline, " in problem(data)
+
+
+def test_a_lora_of_the_hub_in_the_cache_is_checked_by_the_plan(problem, data, cached):
+    data["models"]["A"] |= {
+        "pipeline": "sdxl",
+        "lora": {"path": "someone/lora", "weight_name": "a.safetensors"},
+    }
+    (cached("someone/lora") / "a.safetensors").write_bytes(b"<html>Log in to download</html>")
+    line = problem(data)
+    assert "models.A.lora: " in line
+    assert "a.safetensors' is not a .safetensors file" in line
 
 
 @pytest.fixture
@@ -102,6 +128,57 @@ def test_a_hub_model_is_known_before_its_weights_are_fetched(missing, tmp_path, 
     monkeypatch.setattr(preflight, "hub_refusal", lambda source: None)
     line = missing("someone/flux")
     assert line.startswith("'someone/flux' is a FluxPipeline, and the modular pipeline that")
+
+
+@pytest.fixture
+def hub_lora(tmp_path, monkeypatch) -> Path:
+    """The folder of a repository `someone/lora` on a hub that can be reached."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+
+    def download(repo: str, name: str, **_: object) -> str:
+        if not (there / name).exists():
+            raise OSError(name)
+        return str(shutil.copy(there / name, here / name))
+
+    def files(*_: object, **__: object) -> list[str]:
+        return sorted(path.name for path in there.iterdir())
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
+    monkeypatch.setattr(preflight, "hub_refusal", lambda source: None)
+    return there
+
+
+@pytest.mark.parametrize(
+    ("names", "tensor", "says"),
+    [
+        (["a.bin"], "", "'someone/lora' holds its LoRA as a pickle: "),
+        (["a.safetensors", "b.safetensors"], "", "but has a.safetensors, b.safetensors. Name one"),
+        (["a.safetensors"], "lora_unet_x.hada_w1_a", "is LoHa ('lora_unet_x.hada_w1_a')"),
+        (["a.safetensors"], "unet.x.lora_A.weight", "lacks the up or B matrix"),
+    ],
+)
+def test_a_lora_on_the_hub_is_refused_before_a_model_loads(
+    missing, data, hub_lora, names, tensor, says
+):
+    for name in names:
+        save_file({tensor or "x": np.ones((4, 4), np.float32)}, hub_lora / name)
+    data["models"]["A"]["lora"] = {"path": "someone/lora"}
+    assert says in missing("sdxl")
+
+
+def test_the_settings_of_peft_on_the_hub_are_fetched_with_the_lora(hub_lora):
+    """Without them its alpha would be its rank."""
+    halves = {
+        f"base_model.model.x.lora_{half}.weight": np.ones((4, 4), np.float32) for half in "AB"
+    }
+    save_file(halves, hub_lora / "adapter_model.safetensors")
+    source = Source("someone/lora", "hub", "someone/lora")
+    assert read_lora_file(local_lora(source)).layers[0].alpha == 4
+    save_json(hub_lora / "adapter_config.json", {"r": 4, "lora_alpha": 2})
+    assert read_lora_file(local_lora(source)).layers[0].alpha == 2
 
 
 def test_a_hub_that_cannot_be_reached_is_not_asked_for_files(missing, monkeypatch):
