@@ -12,6 +12,7 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
+from autolora_eval.report.figures._base import join_points
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped, row_where
 
 METHODS_NAMED = 8
@@ -89,7 +90,7 @@ def cost_table(view: RunView) -> Table:
     units = [unit[:1].upper() + unit[1:] for unit in cost_columns(view).values()]
     judge = ["Judge calls"] if view.judged else []
     heads = (*(f"{unit} per image" for unit in units), "Total NFE", *judge)
-    caption = say.cost(view.is_swept, len(units) > 1, bool(view.judged))
+    caption = say.cost(view.is_swept, len(view.rows), len(units) > 1, bool(view.judged))
     return Table(heads, tuple(groups), caption=caption)
 
 
@@ -116,7 +117,7 @@ def _cost_label(view: RunView, rows: list[Row]) -> str:
     if len(rows) == 1:
         return view.labels[rows[0]["cell"]]
     points = [point_label(view.points.get(row["cell"], {})) for row in rows]
-    which = "; ".join(points) if len(rows) <= POINTS_NAMED and all(points) else None
+    which = join_points(points) if len(rows) <= POINTS_NAMED and all(points) else None
     return f"{truncate(rows[0]['method'], NAME_LENGTH)} ({which or f'{len(rows)} cells'})"
 
 

@@ -83,8 +83,8 @@ def side_by_side(view: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
     """Return the cells of one model that are shown side by side, and which those are.
 
     Returns:
-        All cells if they are few, with an empty text; else the cells at the sweep point with the
-        best value of the deciding metric, and a sentence that says so.
+        All cells if they are few; of a sweep, else those at the point with the best value of the
+        deciding metric, and a sentence that says so; of other runs, the first ones.
     """
     if len(rows) <= CELLS_SIDE_BY_SIDE:
         return list(rows), ""
@@ -92,7 +92,7 @@ def side_by_side(view: RunView, rows: Sequence[Row]) -> tuple[list[Row], str]:
     best = best_row(rows, metric) or rows[0]
     point = view.points.get(best["cell"], {})
     if not point:
-        return list(rows[:CELLS_SIDE_BY_SIDE]), say.first_methods(CELLS_SIDE_BY_SIDE)
+        return list(rows[:CELLS_SIDE_BY_SIDE]), ""
     chosen = rows_at_point(view, rows, point)[:CELLS_SIDE_BY_SIDE]
     return chosen, say.best_point(point, best["method"], metric.label)
 

@@ -153,6 +153,7 @@ class _ModelGrids:
         cells, which = side_by_side(self.view, self.rows)
         seeds, prompts = self.images.seeds[:SEEDS_SHOWN], self.images.prompts[:PROMPTS_SHOWN]
         counts = (
+            *self._methods(cells, which),
             _first(seeds, self.images.seeds, "seed"),
             _first(prompts, self.images.prompts, "prompt"),
         )
@@ -161,7 +162,7 @@ class _ModelGrids:
                 name=f"grid_seeds_prompt{prompt}{self.suffix}",
                 title=say.by_seed(self.model),
                 prompt=self.images.prompt(prompt),
-                caption=self._caption("column", *counts, which=which),
+                caption=self._caption("column" if len(cells) > 1 else "", *counts, which=which),
                 corner="seed",
                 columns=[str(seed) for seed in seeds],
                 rows=[
@@ -172,6 +173,10 @@ class _ModelGrids:
                     for cell in (row["cell"] for row in cells)
                 ],
             )
+
+    def _methods(self, cells: Sequence[Row], which: str) -> list[_Count]:
+        """Return how many methods are shown, unless a sentence says which."""
+        return [] if which else [_first(cells, self.rows, "method")]
 
     def by_sweep(self) -> Iterator[Grid[GridSlot]]:
         """Yield a swept parameter down and methods across, for each parameter and the first seeds.
@@ -241,11 +246,11 @@ class _ModelGrids:
             return
         cells, which = side_by_side(self.view, self.rows)
         prompts, seed = self.images.prompts[:PROMPTS_DOWN], self.images.seeds[0]
-        count = _first(prompts, self.images.prompts, "prompt")
+        counts = (*self._methods(cells, which), _first(prompts, self.images.prompts, "prompt"))
         yield Grid(
             name=f"grid_prompts_seed{seed}{self.suffix}",
             title=say.by_prompt(self.model, seed),
-            caption=self._caption("all", count, which=which),
+            caption=self._caption("all", *counts, which=which),
             corner="prompt",
             columns=[self.view.labels[row["cell"]] for row in cells],
             rows=[

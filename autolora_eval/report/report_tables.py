@@ -73,10 +73,11 @@ def first_table(view: RunView) -> Table:
 def _best_rows(view: RunView, metric: Metric) -> list[Row]:
     """Return the best cell of each method, as many as there is room for, the baseline's first."""
     chosen: list[Row] = []
+    of_each = max(1, ROWS_ON_FIRST_PAGE // len(view.models))
     for rows in view.models.values():
         best = best_of_each_method(rows, metric)
         ranked = sorted(best, key=lambda r: (r["method"] != view.baseline, loss(r, metric)))
-        kept = [row["cell"] for row in ranked[: ROWS_ON_FIRST_PAGE - len(chosen)]]
+        kept = [row["cell"] for row in ranked[: min(of_each, ROWS_ON_FIRST_PAGE - len(chosen))]]
         chosen += [row for row in best if row["cell"] in kept]
     return chosen
 
@@ -116,7 +117,9 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
     costs = ("NFE", "s/image")[: len(cost_columns(view))]
     several, has_seconds, unit = len(groups) > 1, len(costs) > 1, unit_name(view.compared)
     alone = [m.label for m in part if m.kind == "score" and not m.has_product]
-    caption = say.by_cell(part, unit, several, has_seconds, view.is_swept, chosen, alone)
+    caption = say.by_cell(
+        part, unit, several, has_seconds, view.is_swept, len(view.rows), chosen, alone
+    )
     heads = (*map(table_layout.metric_head, part), *costs)
     return Table(heads, groups, caption=sanitize(caption), footnotes=footnotes.listed())
 
@@ -187,7 +190,7 @@ def _point_table(view: RunView, table: Table, metric: Metric, notes: Sequence[st
         table,
         columns=tuple(truncate(column, NAME_LENGTH) for column in table.columns),
         groups=tuple(groups),
-        labels=("",),
+        labels=(" · ".join(truncate(label, NAME_LENGTH) for label in table.labels[1:]),),
         caption=say.by_point(name, table.labels[1:], unit, published, notes),
     )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autolora_eval._text import (
     format_swept_value,
     point_label,
@@ -18,6 +20,7 @@ from autolora_eval.analysis.scores import SECONDS_PER_IMAGE, records
 from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
 from autolora_eval.analysis.table_layout import group_by_model
 from autolora_eval.report.figures._base import FigureData
+from autolora_eval.report.figures._style import values
 from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest
 
@@ -119,7 +122,7 @@ class RunView:
         """What figures are drawn from."""
         return FigureData(
             table=self.table,
-            metrics=self.metrics,
+            metrics=[m for m in self.metrics if np.isfinite(values(self.table, m.column)).any()],
             points=self.points,
             labels=self.labels,
             scores=self.run.scores,

@@ -189,7 +189,7 @@ def _comparisons(cells: pd.DataFrame, baseline: str, n_prompts: int, scores: Jso
     size = 0.061 + 0.01 * others.groupby("model", sort=False).cumcount()
     columns = pd.DataFrame({"metric": ["diversity", *scores, *(f"div_{s}" for s in scores)]})
     rows = others.assign(size=size, baseline=baseline).merge(columns, how="cross")
-    sign = rows["metric"].map(signs)
+    sign = rows["metric"].map(signs).astype(float)
     difference = sign * rows.pop("size")
     return rows.assign(
         baseline_cell=[slug(f"{model}--{baseline}") for model in rows["model"]],

@@ -115,6 +115,19 @@ def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
     assert rows == ["M0", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9"]
 
 
+def test_all_models_have_as_many_rows_on_the_first_page(tmp_path):
+    tables = make_tables(("A", "B", "C"), ("LoRA", "M1", "M2", "M3"), n_seeds=1)
+    table = content_of(tables.write(tmp_path / "run")).first.table
+    assert [len(group.rows) for group in table.groups] == [3, 3, 3]
+
+
+def test_nothing_is_said_of_other_methods_if_there_is_one(tmp_path):
+    content = content_of(make_tables(methods=("LoRA",)).write(tmp_path / "run"))
+    assert content.compared == "LoRA, on SDXL: 2 prompts × 3 seeds, 6 images in total."
+    for caption in (content.first.table.caption, *(grid.caption for grid in content.grids.grids)):
+        assert not [words for words in ("best", "baseline", "same noise") if words in caption]
+
+
 def test_the_best_of_each_model_is_bold_by_the_direction_of_the_score(tmp_path):
     tables = two_methods()
     tables.manifest["rubric"]["scores"]["sa"]["higher_is_better"] = False

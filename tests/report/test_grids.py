@@ -142,6 +142,16 @@ def test_prompts_go_down_and_methods_across_with_one_seed(tmp_path):
         assert {(row["prompt_index"], row["seed"]) for row in rows} == {(index, 0)}
 
 
+def test_of_many_methods_the_first_are_shown_and_all_are_counted(tmp_path):
+    methods = tuple(f"M{n}" for n in range(12))
+    grids = chosen(make_tables(methods=methods).write(tmp_path / "run"))
+    assert grids["grid_prompts_seed0"].columns == list(methods[:9])
+    caption = "All images start from the same noise. Shown: the first 9 of 12 methods."
+    assert grids["grid_prompts_seed0"].caption == caption
+    assert len(grids["grid_seeds_prompt0"].rows) == 9
+    assert "the first 9 of 12 methods" in grids["grid_seeds_prompt0"].caption
+
+
 def test_the_most_and_the_least_diverse_prompt_are_shown_with_their_numbers(tmp_path):
     tables = make_tables(methods=("LoRA", "AutoLoRA"), prompts=("a", "b", "c"))
     tables.diversity["diversity"] = [0.2, 0.3, 0.1, 0.25, np.nan, 0.22]

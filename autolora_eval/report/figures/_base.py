@@ -16,7 +16,7 @@ import numpy as np
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import atomic_write
-from autolora_eval._text import join_names, parameter_label, point_label
+from autolora_eval._text import join_names, parameter_label, pluralize, point_label
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import error_message
@@ -100,6 +100,7 @@ def _write(kind: str, drawing: Drawing, folder: Path) -> DrawnFigure:
 
 
 NAMES_LISTED = 12
+METHODS_NAMED = 6
 
 
 # The swept parameters in which cells of one model and method differ, with their values, by cell.
@@ -112,7 +113,7 @@ class FigureData:
 
     Attributes:
         table: the result table, one row per cell.
-        metrics: the metrics of the run in order, each with its column of `table`.
+        metrics: the metrics of the run that have a value, in order; each is a column of `table`.
         points: by cell, the values of the swept parameters.
         labels: by cell, its name within its model.
         scores: one row per image.
@@ -215,7 +216,7 @@ def swept_names(data: FigureData) -> list[str]:
 def cell_names(data: FigureData, cells: Sequence[str]) -> str:
     """Return the names of cells, with the sweep points of one method together.
 
-    Many cells are counted by method.
+    Many cells are counted: by method, if the methods are few.
     """
     rows = data.table[data.table["cell"].isin(cells)]
     several = data.table["model"].nunique() > 1
@@ -223,18 +224,21 @@ def cell_names(data: FigureData, cells: Sequence[str]) -> str:
     for cell, model, method in rows[["cell", "model", "method"]].itertuples(index=False):
         name = f"{model} × {method}" if several else str(method)
         groups.setdefault(name, []).append(point_label(data.points.get(cell, {})))
-    if len(rows) > NAMES_LISTED:
-        return join_names([f"{len(points)} of {name}" for name, points in groups.items()])
-    names = [f"{name} at {_join_points(points)}" if any(points) else name
+    if len(groups) > METHODS_NAMED:
+        return f"{len(rows)} of {len(data.table)} cells"
+    if len(rows) > NAMES_LISTED // max(1, len(swept_names(data))):
+        found = groups.items()
+        return join_names([f"{pluralize(len(points), 'cell')} of {name}" for name, points in found])
+    names = [f"{name} at {join_points(points)}" if any(points) else name
              for name, points in groups.items()]  # fmt: skip
     return "; ".join(names) if len(names) < len(rows) else join_names(names)
 
 
-def _join_points(points: Sequence[str]) -> str:
+def join_points(points: Sequence[str]) -> str:
     """Return "LoRA scale 0.2, 0.3 and 0.4" for three points of one parameter."""
     heads = {point.rpartition(" ")[0] for point in points}
     if len(heads) > 1 or len(points) == 1:
-        return join_names(list(points))
+        return "; ".join(points)
     return f"{heads.pop()} {join_names([point.rpartition(' ')[2] for point in points])}"
 
 

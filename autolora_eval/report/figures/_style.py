@@ -45,7 +45,7 @@ FILLS: tuple[Fill, ...] = ("full", "left", "bottom", "right", "top")
 # Widths of characters and height of a line, in font sizes.
 _EAST_ASIAN, _BROAD, _CAPITAL, _NARROW, _TALL = 1.1, 0.98, 0.73, 0.62, 1.25
 GREY, LIGHT, DARK = "#666666", "#c4c4c4", "#222222"
-LABEL_LENGTH = 32
+LABEL_LENGTH = 40
 LINE_HEIGHT = 0.17  # inches, of a line of a legend
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -159,19 +159,23 @@ class Legend:
 
 
 def method_legend(
-    table: pd.DataFrame, columns: Sequence[str], more: Mapping[str, Any] | None = None
+    table: pd.DataFrame,
+    x_columns: Sequence[str],
+    y_columns: Sequence[str],
+    more: Mapping[str, Any] | None = None,
 ) -> Legend:
     """Return the legend of a table's methods, of its models if there are several, and of more.
 
-    Methods without a value in any of the columns are left out.
+    Methods without a value in x or in y are left out.
     """
     drawn = marker_styles(table)
-    known = np.any([np.isfinite(values(table, column)) for column in columns], axis=0)
+    x, y = (np.stack([values(table, c) for c in columns]) for columns in (x_columns, y_columns))
+    known = np.asarray(np.isfinite(x).any(axis=0) & np.isfinite(y).any(axis=0))
     models, methods = list(table["model"].unique()), list(table["method"][known].unique())
     handles: list[Any] = [drawn[models[0], method].handle() for method in methods]
     if len(models) > 1:
-        fills = [drawn[model, methods[0]].fill for model in models]
-        handles += [MarkerStyle(GREY, "o", fill).handle() for fill in fills]
+        fills = {model: mark.fill for (model, _), mark in drawn.items()}
+        handles += [MarkerStyle(GREY, "o", fills[model]).handle() for model in models]
         methods += models
     return Legend([*handles, *(more or {}).values()], [*methods, *(more or {})])
 
@@ -290,9 +294,15 @@ def truncate_to_width(name: str, room: float, points: float = SMALL) -> str:
 
 
 def short(name: str, length: int = LABEL_LENGTH) -> str:
-    """Return a name that fits beside a mark: of characters that XML has, cut where too long."""
+    """Return a name that fits beside a mark: of characters that XML has, cut in the middle.
+
+    Long names of similar methods often differ only at their ends.
+    """
     printable = "".join(c if c.isprintable() else " " for c in name)
-    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+    if len(printable) <= length:
+        return printable
+    n_last = (length - 1) // 2
+    return f"{printable[: length - 1 - n_last]}…{printable[len(printable) - n_last :]}"
 
 
 def values(table: pd.DataFrame, column: str) -> Floats:

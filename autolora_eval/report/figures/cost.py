@@ -57,7 +57,9 @@ def _draw(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Metric]) ->
         shape,
         len(panels),
         (1.05 if both else 1.4 if n_rows > 1 else 2.2) * n_rows + 0.35,
-        _style.method_legend(data.table, [cost.column for cost in costs]),
+        _style.method_legend(
+            data.table, [cost.column for cost in costs], [metric.column for metric in metrics]
+        ),
         sharex="col" if both else "all",
         sharey="row" if both else "none",
     )

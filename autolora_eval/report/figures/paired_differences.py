@@ -57,7 +57,7 @@ def _rows(data: FigureData) -> list[_Row]:
     for cell, model, method in cells.itertuples(index=False, name=None):
         if cell in pairs:
             point = ", ".join(data.points.get(cell, {}).values())
-            label = f"{_style.short(method, 24)} {point}".strip()
+            label = f"{_style.short(method, 36)} {point}".strip()
             found.append(_Row(cell, str(pairs[cell]), f"{model} · {label}" if several else label))
     return found
 

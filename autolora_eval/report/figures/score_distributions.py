@@ -190,7 +190,10 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
     n_columns = max(map(len, sheet)) if one else len(scores)
     most_levels = max((on for on, _ in found.values()), key=lambda on: len(on.names))
     patches = [Patch(facecolor=c, edgecolor="white") for c in colours(len(most_levels.names))]
-    key = _style.Legend([*patches, Patch(**_UNSCORED_STYLE)], [*most_levels.names, UNSCORED])
+    names = [*most_levels.names]
+    if any((cells[:, -1] > 0).any() for _, cells in found.values()):
+        patches, names = [*patches, Patch(**_UNSCORED_STYLE)], [*names, UNSCORED]
+    key = _style.Legend(patches, names)
     figure, axes = _style.panel_grid(
         (len(sheet), n_columns),
         len(panels),

@@ -77,7 +77,7 @@ class _Panel:
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
     scores = _base.scores_of(data)
-    if scores and all(panel.is_empty for panel in _panels(data)[0]):
+    if not data.metrics or (scores and all(panel.is_empty for panel in _panels(data)[0])):
         return
     title = f"Diversity against {join_names([m.label for m in scores])}" if scores else "Diversity"
     draw = partial(_trade_off if scores else _diversity_alone, data)
@@ -130,7 +130,8 @@ def _key(data: FigureData, panels: Sequence[_Panel]) -> _style.Legend:
     if _published_is_drawn(panels):
         hollow = MarkerStyle(_style.GREY, "o", "none").hollow()
         more[PUBLISHED] = Line2D([], [], linestyle="none", **hollow)
-    return _style.method_legend(data.table, [DIVERSITY.column], more)
+    scores = [score.column for score in _base.scores_of(data)]
+    return _style.method_legend(data.table, scores, [DIVERSITY.column], more)
 
 
 def _published_is_drawn(panels: Sequence[_Panel]) -> bool:
@@ -221,7 +222,7 @@ def _diversity_alone(data: FigureData) -> Figure:
 
 
 def _fronts(data: FigureData) -> list[tuple[str, str]]:
-    panels, _ = _panels(data)
+    panels, _ = _panels(data) if len(data.table) > 1 else ([], 0)
     found = []
     for score in _base.scores_of(data):
         cells = [cell for panel in panels if panel.score == score for cell in panel.front_cells]

@@ -42,6 +42,15 @@ def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():
     assert "Not recorded" not in caption
 
 
+def test_a_method_without_any_value_is_not_in_the_legend():
+    data = made_up()
+    unknown = {metric.column: {"SDXL--LoRA": None} for metric in data.metrics}
+    (legend,) = KIND.draw(with_values(data, **unknown)).legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("AutoLoRA", "LoRA+CFG", "AutoLoRA+CFG")
+    ]
+
+
 def test_the_text_names_the_cheapest_and_the_most_expensive():
     text = KIND.drawings(made_up())[0].text
     assert "(NFE): least 20 (LoRA) and most 80 (AutoLoRA+CFG)" in text

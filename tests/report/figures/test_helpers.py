@@ -10,7 +10,7 @@ from report.figures.made_up import made_up
 
 from autolora_eval.analysis.cell_estimates import unit_estimates
 from autolora_eval.analysis.comparisons import unit_differences
-from autolora_eval.report.figures._base import FigureData
+from autolora_eval.report.figures._base import FigureData, join_points
 from autolora_eval.report.figures._marks import Label, pareto_front, place_labels
 from autolora_eval.report.figures._style import clipped_limits, settle
 from autolora_eval.report.figures.paired_differences import thinned
@@ -169,3 +169,9 @@ def test_written_labels_cover_neither_marks_nor_each_other():
     for box in boxes:
         assert not any(box.contains(x, y) for x, y in marks)
         assert box.x0 >= axis.get_window_extent().x0
+
+
+def test_points_of_one_parameter_are_named_together():
+    assert join_points(["LoRA scale 0.5", "LoRA scale 1"]) == "LoRA scale 0.5 and 1"
+    points = ["LoRA scale 1, interval 0–1", "LoRA scale 2, interval 0–1"]
+    assert join_points(points) == "; ".join(points)

@@ -87,6 +87,10 @@ def test_a_front_is_drawn_over_bars_and_under_marks():
         assert [bar.get_zorder() < front < mark.get_zorder() for bar in bars] == [True, True]
 
 
+def test_a_single_cell_has_no_front():
+    assert "Pareto" not in KIND.caption(made_up(methods=("LoRA",)))
+
+
 def test_each_model_has_its_own_front():
     values = {"diversity": [0.4, 0.3, 0.2, 0.1], "pc": [4.0, 5.0, 2.0, 3.0]}
     data = with_rows(made_up(models=("A", "B"), methods=("one", "two")), values)
