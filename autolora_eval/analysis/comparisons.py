@@ -74,7 +74,7 @@ COLUMNS = (
     *("difference", "low", "high", "test", "p_value", "p_holm"),
     *("win_rate", "n_ties", "units_for_power_80"),
 )
-# A mean of differences below this share of its spread is zero up to rounding.
+# Below this share of the other, a mean or a spread of differences is zero up to rounding.
 _NO_DIFFERENCE = 1e-8
 
 
@@ -134,7 +134,7 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     For a product, each factor is restricted to the units that both cells have. Means over units
     are tested with the Wilcoxon signed-rank test. Pseudo-values of other statistics depend on each
     other, which gives that test too many false positives (10% for equation (8) over seeds). They
-    are tested with the t-test that belongs to the interval.
+    are tested with the t-test that belongs to the interval, unless all units differ equally.
 
     Returns:
         The columns of comparisons.csv from `n_units` to `units_for_power_80`, without `unit` and
@@ -163,17 +163,18 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
     spread = float(differences.std(ddof=1))
     error = spread / np.sqrt(n)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error
-    means = a.is_mean and b.is_mean
+    # Without a spread, t is infinite: few units that differ by the same amount are no proof.
+    by_ranks = (a.is_mean and b.is_mean) or spread < _NO_DIFFERENCE * abs(difference)
     ties = int((differences == 0).sum())
     wins = (differences > 0).mean() + 0.5 * ties / n
     return result | {
         "low": difference - half,
         "high": difference + half,
-        "p_value": _wilcoxon(differences) if means else _t_test(difference, error, n),
-        "test": WILCOXON if means else T_TEST,
+        "p_value": _wilcoxon(differences) if by_ranks else _t_test(difference, error, n),
+        "test": WILCOXON if by_ranks else T_TEST,
         "win_rate": float(wins),
         "n_ties": ties,
-        "units_for_power_80": _units_for_power_80(difference, spread, by_ranks=means),
+        "units_for_power_80": _units_for_power_80(difference, spread, by_ranks=by_ranks),
     }
 
 
@@ -222,7 +223,7 @@ def _t_test(difference: float, error: float, n: int) -> float:
     """Return the two-sided p-value of t = difference / error with n − 1 degrees of freedom."""
     if difference == 0.0:
         return 1.0
-    return float(2.0 * stats.t.sf(abs(difference) / error, n - 1)) if error else 0.0
+    return float(2.0 * stats.t.sf(abs(difference) / error, n - 1))
 
 
 def holm(p_values: Floats) -> Floats:

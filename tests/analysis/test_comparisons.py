@@ -113,6 +113,15 @@ def test_what_is_no_mean_over_units_is_tested_as_its_interval_says():
         assert (result["p_value"] < 0.05) == (not result["low"] <= 0.0 <= result["high"])
 
 
+def test_a_few_units_that_differ_by_the_same_amount_are_no_proof():
+    """One score is missing, so t would be used and is infinite. Three signs agree in 2/2³."""
+    a, b = ratio_estimate([12.0, 16.0, 16.0], [3, 4, 4], range(3)), means([3.0, 3.0, 3.0])
+    result = paired(a, b)
+    assert (result["difference"], result["low"], result["high"]) == pytest.approx((1.0, 1.0, 1.0))
+    assert (result["test"], result["p_value"]) == ("Wilcoxon signed-rank", 0.25)
+    assert result["units_for_power_80"] is None
+
+
 def test_exchanging_the_cells_turns_the_signs():
     a, b = means([1.0, 4.0, 2.0, 8.0]), means([2.0, 3.0, 1.0, 1.0])
     one, other = paired(a, b), paired(b, a)
