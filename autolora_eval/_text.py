@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from numbers import Real
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -56,9 +57,8 @@ def truncate(value: object, limit: int) -> str:
 
 def as_finite_float(value: object) -> float | None:
     """Return a value as a float if it is a finite number, else None."""
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return None
+    # `Real` includes the integers of NumPy: pandas reads a CSV column of whole numbers as such.
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def format_fixed(value: object, digits: int = 3, *, signed: bool = False) -> str:
@@ -124,8 +124,11 @@ def first_few(names: Sequence[str], limit: int) -> str:
 
 
 def format_p_value(value: float) -> str:
-    """Return "p = 0.016", or "p < 0.001"."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    """Return "p = 0.016", or "p < 0.001"; "p < 0.05" if it would be rounded to 0.050."""
+    if value < 0.001:
+        return "p < 0.001"
+    text = f"{value:.3f}"
+    return "p < 0.05" if value < 0.05 and text == "0.050" else f"p = {text}"
 
 
 def image_link(file: object) -> str:

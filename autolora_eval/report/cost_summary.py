@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean
+
 from autolora_eval._text import (
     Sentences,
     as_finite_float,
@@ -28,23 +31,24 @@ def cost_columns(view: RunView) -> dict[str, str]:
 
 def cost_cells(view: RunView, row: Row) -> list[TableCell]:
     """Return the NFE of a row of the result table, and its seconds if they were measured."""
-    return [_cost_cell(view, row, column, row.get(column)) for column in cost_columns(view)]
+    return [_cost_cell(view, [row], column) for column in cost_columns(view)]
 
 
-def _cost_cell(view: RunView, row: Row, column: str, value: object) -> TableCell:
-    found = ratio(view, row, column)
-    return TableCell(
-        _cost_text(column, value), details=() if found is None else (f"{found:.3g} ×",)
-    )
+def _cost_cell(view: RunView, rows: list[Row], column: str) -> TableCell:
+    """Return the mean cost of some rows, and the range of what it is relative to the baseline's."""
+    known = [value for row in rows if (value := as_finite_float(row.get(column))) is not None]
+    ratios = [found for row in rows if (found := ratio(view, row, column)) is not None]
+    ends = dict.fromkeys(f"{end:.3g}" for end in (min(ratios), max(ratios))) if ratios else ()
+    details = (f"{' to '.join(ends)} ×",) if ends else ()
+    return TableCell(_cost_text(column, fmean(known) if known else None), details=details)
 
 
-def _cost_text(column: str, value: object) -> str:
+def _cost_text(column: str, value: float | None) -> str:
     """Return a cost as text: an NFE may be a mean; seconds have three significant digits."""
-    found = as_finite_float(value)
     if column == "nfe":
-        is_whole = found is None or found.is_integer()
+        is_whole = value is None or value.is_integer()
         return format_int(value) if is_whole else format_fixed(value, 1)
-    return format_fixed(value, 3 if not found else 0 if found >= 100 else 1 if found >= 10 else 2)
+    return format_fixed(value, max(0, 2 - math.floor(math.log10(value))) if value else 3)
 
 
 def ratio(view: RunView, row: Row, column: str) -> float | None:
@@ -77,7 +81,8 @@ def cost_sentence(view: RunView) -> str:
             ranges += [(unit, min(found), max(found))] if found else []
         methods += [(truncate(method, NAME_LENGTH), ranges)] if ranges else []
     baseline = truncate(view.baseline, NAME_LENGTH)
-    return say.cost_sentence(baseline, methods[:METHODS_NAMED]) if methods else ""
+    shown, n_more = methods[:METHODS_NAMED], max(0, len(methods) - METHODS_NAMED)
+    return say.cost_sentence(baseline, shown, n_more) if methods else ""
 
 
 def cost_table(view: RunView) -> Table:
@@ -95,11 +100,7 @@ def cost_table(view: RunView) -> Table:
 
 
 def _cost_row(view: RunView, rows: list[Row]) -> TableRow:
-    cells = []
-    for column in cost_columns(view):
-        known = [value for row in rows if (value := as_finite_float(row.get(column))) is not None]
-        mean = sum(known) / len(known) if known else None
-        cells.append(_cost_cell(view, rows[0], column, mean))
+    cells = [_cost_cell(view, rows, column) for column in cost_columns(view)]
     totals = []
     for row in rows:
         nfe, images = as_finite_float(row.get("nfe")), as_finite_float(row.get("n_images"))

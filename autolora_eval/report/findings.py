@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -16,7 +17,8 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.sentences import Comparison, Metric
+from autolora_eval.analysis.comparisons import WILCOXON
+from autolora_eval.analysis.sentences import SIGNIFICANCE, Comparison, Metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped
 
 # If a model has more cells than these, not all of them are shown side by side.
@@ -134,12 +136,18 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
     first = best_row(rows, metric)
     if first is None or len({row["method"] for row in rows}) == 1:
         return None
-    second = best_row([row for row in rows if row["method"] != first["method"]], metric)
-    is_baseline = first["method"] == view.baseline
+    others = [row for row in rows if row["method"] != first["method"]]
+    second, is_baseline = best_row(others, metric), first["method"] == view.baseline
     base = view.baseline_cells.get(first["cell"])
     named = metric.label == metric.display_name
     name = sanitize(metric.display_name) + ("" if named else f" ({metric.label})")
-    lead = say.winner_lead(_model_name(view, model), name, _cell_name(view, first), is_baseline)
+    title = (_model_name(view, model), name)
+    best = [row for row in best_of_each_method(others, metric) if _are_equal(row, first, metric)]
+    if best:
+        names = [_cell_name(view, row) for row in (first, *best)]
+        value = format_fixed(first.get(metric.column))
+        return ComparisonSummary(say.tied_lead(*title, names, METHODS_NAMED), [say.tied(value)])
+    lead = say.winner_lead(*title, _cell_name(view, first), is_baseline)
     # The baseline's cell that the first was compared with need not be named again.
     shown = second
     if second and (second["cell"] == base if base else second["method"] == view.baseline):
@@ -159,6 +167,12 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
         else None,
     )
     return ComparisonSummary(lead, [sentence])
+
+
+def _are_equal(a: Row, b: Row, metric: Metric) -> bool:
+    """Return True if both have the same value, up to rounding errors."""
+    x, y = (as_finite_float(row.get(metric.column)) for row in (a, b))
+    return x is not None and y is not None and math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _model_name(view: RunView, model: str) -> str:
@@ -294,6 +308,11 @@ def certainty_sentences(view: RunView) -> list[str]:
     alike = [comparison for comparison in found if comparison.unit == unit]
     counts = sorted({comparison.n_units for comparison in alike})
     sentences = [say.significant(n_significant, len(found), unit, counts[0], counts[-1])]
+    n_ranked = sum(row.get("test") == WILCOXON for row in view.compared)
+    # If all n units agree, p is 2/2ⁿ. At best, Holm's correction multiplies it by n_ranked.
+    if n_ranked * 2.0 ** (1 - counts[-1]) >= SIGNIFICANCE:
+        least = math.ceil(math.log2(n_ranked / SIGNIFICANCE)) + 1
+        sentences.append(say.too_few(unit, counts[-1], least))
     sizes = []
     for metric in view.metrics:
         needed = [c.units_needed for c in alike if c.metric == metric and c.units_needed]

@@ -105,7 +105,7 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
     footnotes = Footnotes()
     best = {
         (model, metric): table_layout.best_text([row.get(metric.column) for row in own], metric)
-        for model, own in table_layout.group_by_model(rows).items()
+        for model, own in view.models.items()
         for metric in part
     }
 

@@ -51,6 +51,51 @@ def test_it_names_the_second_if_that_is_not_the_baseline(tmp_path):
     assert re.search(r"\(Div-PC\): B ranks first with 0\.424 .* Second is A with 0\.388 \[", text)
 
 
+def test_methods_with_the_same_value_share_the_first_rank(tmp_path):
+    """A method with γ = 1 makes the very images of LoRA+CFG."""
+    tables = make_tables(methods=("LoRA", "A", "B"))
+    tables.table["div_pc"] = [0.5, 0.4, 0.5]
+    text = first_page_text(tables.write(tmp_path / "run"))
+    assert "(Div-PC): LoRA and B rank first with the same value, 0.500." in text
+    tables.table["div_pc"] = 0.5
+    text = first_page_text(tables.write(tmp_path / "all"))
+    assert "(Div-PC): LoRA, A and B rank first with the same value, 0.500." in text
+
+
+def test_too_few_units_for_the_rank_test_are_named(tmp_path):
+    """Five tests of eight prompts are enough: 5 · 2/2⁸ = 0.039. Of seven, 5 · 2/2⁷ = 0.078."""
+    tables = two_methods()
+    tables.comparisons["test"] = "Wilcoxon signed-rank"
+    found = {}
+    for n in (7, 8):
+        tables.comparisons["n_units"] = n
+        found[n] = first_page_text(tables.write(tmp_path / str(n)))
+    assert (
+        "With 7 prompts, no Wilcoxon test can be significant after correction, even if all "
+        "prompts agree. This needs at least 8 prompts."
+    ) in found[7]
+    assert "no Wilcoxon test" not in found[8]
+    tables.comparisons["n_units"] = [7, 8, 8, 8, 8]
+    text = first_page_text(tables.write(tmp_path / "run"))
+    assert "Differences are paired over 7 to 8 prompts that both methods have." in text
+
+
+def test_a_single_comparison_is_not_counted(tmp_path):
+    tables = two_methods(judged=False)
+    text = first_page_text(tables.write(tmp_path / "run"))
+    assert (
+        "The only comparison is significant (p < 0.05). Differences are paired over the 2" in text
+    )
+    tables.comparisons["p_holm"] = 0.0499
+    assert "by 0.061 [0.048, 0.075], on 2 of 2 prompts (p < 0.05)." in first_page_text(
+        tables.write(tmp_path / "close")
+    )
+    tables.comparisons["p_holm"] = 0.0501
+    text = first_page_text(tables.write(tmp_path / "too_close"))
+    assert "which is not significant after correction for multiple comparisons (p = 0.050)" in text
+    assert "The only comparison is not significant (p < 0.05)." in text
+
+
 def test_it_claims_nothing_if_nothing_is_significant(tmp_path):
     tables = make_tables()
     tables.comparisons[["low", "high"]] = [-0.2, 0.3]
@@ -113,6 +158,22 @@ def test_more_methods_than_fit_the_first_page_are_counted(tmp_path):
     assert "Shown: 9 of 10 cells, the baseline and those with the best Div-PC." in table.caption
     rows = [row.labels[0] for row in table.groups[0].rows]
     assert rows == ["M0", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9"]
+    assert content.first.cost.endswith("M8 1× the NFE. The section “Cost” has 1 more method.")
+
+
+def test_the_best_of_all_cells_is_bold_where_only_some_are_shown(tmp_path):
+    """Of M1, which is not shown, the SA is the greatest; the Div-PC rises up to M8."""
+    tables = make_tables(methods=tuple(f"M{n}" for n in range(10)), n_seeds=1)
+    tables.table.loc[1, "sa"] = 4.9
+    table = content_of(tables.write(tmp_path / "run")).first.table
+    bold = {
+        (head, row.labels[0])
+        for row in table.groups[0].rows
+        for head, cell in zip(table.columns, row.cells, strict=True)
+        if cell.bold
+    }
+    # Div rises and PC falls with n.
+    assert bold == {("Div ↑", "M9"), ("PC ↑", "M0"), ("Div-PC ↑", "M8"), ("Div-SA ↑", "M9")}
 
 
 def test_all_models_have_as_many_rows_on_the_first_page(tmp_path):
@@ -277,6 +338,9 @@ def test_a_sweep_has_a_range_of_costs(undrawn_sweep, tmp_path):
     text = first_page_text(folder)
     assert "LoRA 0.5× the NFE and 0.5× to 6× the seconds; AutoLoRA 1× the NFE and 1× the" in text
     assert "×: multiple of the baseline with the same swept parameters." in text
+    (section,) = [s for s in content_of(folder).sections if s.name == "cost"]
+    # The mean of 1 to 12 seconds.
+    assert "LoRA (12 cells) 50 0.5 × 6.50 0.5 to 6 × 5,400" in text_of(section.parts)
 
 
 def test_of_48_cells_the_best_of_each_method_is_shown(undrawn_sweep):

@@ -246,7 +246,7 @@ def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]) -> 
         above = int((values(compared, "low") > 0).sum())
         below = int((values(compared, "high") < 0).sum())
         only = compared["difference"].iloc[0] if len(rows) == 1 and len(compared) else None
-        counts.append((metric.display_name, above, below, only))
+        counts.append((metric.display_name, len(compared), above, below, only))
     return say.paired_text(len(rows), _first(data, "baseline"), _first(data, "unit"), counts)
 
 

@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from autolora_eval._text import Sentences, join_names
+from autolora_eval._text import MINUS, Sentences, format_fixed, join_names
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
@@ -78,10 +78,12 @@ def levels(scores: Floats, low: float, high: float) -> Levels:
     known = scores[np.isfinite(scores)]
     whole = low.is_integer() and high.is_integer() and bool((known == known.round()).all())
     if whole and high - low <= MOST_LEVELS:
-        names = [str(value) for value in range(int(low), int(high) + 1)]
+        names = [format_fixed(value, 0) for value in range(int(low), int(high) + 1)]
         return Levels(np.arange(low - 0.5, high + 1.0), names)
     edges = np.linspace(low, high, PARTS + 1)
-    return Levels(edges, [f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)])
+    return Levels(
+        edges, [f"{a:g} to {b:g}".replace("-", MINUS) for a, b in itertools.pairwise(edges)]
+    )
 
 
 def shares(scores: Floats, cells: Indices, n_cells: int, of: Levels) -> Floats:

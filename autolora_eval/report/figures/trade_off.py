@@ -237,8 +237,9 @@ def _caption(data: FigureData) -> str:
     if not scores:
         return say.diversity_alone(missing)
     has_curves = any(score.has_product for score in scores)
-    published = _published_is_drawn(_panels(data)[0])
-    return say.trade_off(_base.swept_names(data), has_curves, published, _fronts(data), missing)
+    higher = all(score.higher_is_better for score in scores)
+    published, swept = _published_is_drawn(_panels(data)[0]), _base.swept_names(data)
+    return say.trade_off(swept, has_curves, higher, published, _fronts(data), missing)
 
 
 def _text(data: FigureData) -> str:

@@ -83,6 +83,15 @@ def test_a_missing_difference_has_no_mark_and_is_named():
     assert "Without a difference in some metric: LoRA+CFG." in KIND.caption(data)
 
 
+def test_the_text_has_whole_differences_and_says_what_was_not_compared():
+    data = made_up(methods=("LoRA", "AutoLoRA"), n_prompts=4)
+    compared = data.comparisons.iloc[:2].assign(difference=[-2, 0])  # int64, as pandas reads "−2"
+    (drawing,) = KIND.drawings(dataclasses.replace(data, comparisons=compared))
+    assert "Diversity: −2.000; Prompt correspondence: 0.000; Style adherence: not compared;" in (
+        drawing.text
+    )
+
+
 def test_without_comparisons_there_is_no_figure():
     data = made_up()
     none = pd.DataFrame(columns=data.comparisons.columns)

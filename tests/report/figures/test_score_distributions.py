@@ -5,6 +5,8 @@ import pytest
 from matplotlib.axes import Axes
 from report.figures.made_up import LORA_SCALES, SCORES, Kind, made_up
 
+from autolora_eval.report.figures.score_distributions import levels
+
 pytestmark = pytest.mark.e2e
 KIND = Kind("score_distributions")
 
@@ -26,6 +28,12 @@ def test_bars_are_the_shares_of_the_images():
             assert np.isclose(found[6, place], own.isna().mean())
     lost = int(data.scores["pc"].isna().sum())
     assert f"PC: {lost} of 480 images unscored." in KIND.caption(data)
+
+
+def test_negative_levels_have_a_minus_sign():
+    found = np.array([-2.0, 1.0])
+    assert levels(found, -2.0, 1.0).names == ["−2", "−1", "0", "1"]
+    assert levels(found + 0.5, -2.0, 3.0).names[:2] == ["−2 to −1", "−1 to 0"]
 
 
 def test_a_cell_without_any_score_is_a_bar_of_unscored_images():

@@ -76,6 +76,8 @@ def test_the_front_follows_the_direction_of_the_score(higher_is_better, expected
     assert points == ([sorted(expected.values())] if len(expected) > 1 else [])
     names = " and ".join(expected)
     assert f"dominates). PC: {names}." in KIND.caption(data)
+    better = "Up and right is better." if higher_is_better else "Arrows show the better directions."
+    assert better in KIND.caption(data)
 
 
 def test_a_front_is_drawn_over_bars_and_under_marks():
