@@ -362,8 +362,8 @@ def _no_match(images: ImageSet, jobs: Sequence[ImageJob], *, knows_prompts: bool
     advice = "Correct its prompts and seeds, or choose the benchmark that it was made for."
     if knows_prompts:
         advice = (
-            f"Only the seeds differ: rename the images of each prompt {wanted[0]}, {wanted[0] + 1} "
-            "…, or change 'seeds' in the benchmark."
+            f"Only the seeds differ: use {wanted[0]}, {wanted[0] + 1} … for the images of each "
+            "prompt, or change 'seeds' in the benchmark."
         )
     elif images.by_folder:
         advice = (

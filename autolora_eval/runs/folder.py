@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from autolora_eval._errors import UsageError, as_damaged
 from autolora_eval._files import LOCK, Json, content_hash, path_inside, sha256_file, write_json
+from autolora_eval._text import first_few
 from autolora_eval.runs.columns import read_csv
 from autolora_eval.runs.manifest import FORMAT_VERSION, RunManifest, rows_of_images
 from autolora_eval.runs.records import CellRecord
@@ -323,19 +324,24 @@ def open_run(path: str | Path) -> Run:
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
-    _refuse_edited(folder, manifest)
+    refuse_changed(folder, manifest, folder.tables)
     run = Run(folder, manifest)
     # Read now: a later command may write other tables into the folder.
     _ = run.scores, run.diversity, run.table, run.comparisons
     return run
 
 
-def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
-    """Refuse tables that changed after they were written."""
+def refuse_changed(folder: RunFolder, manifest: RunManifest, files: Iterable[Path]) -> None:
+    """Check that files of a run are as they were when its tables were written.
+
+    Raises:
+        UsageError: if one is missing or changed.
+    """
+    names = {file.relative_to(folder.path).as_posix(): file for file in files}
     edited = [
-        file.name
-        for file in folder.tables
-        if (sha256 := manifest.checksums.get(file.name)) is not None
+        name
+        for name, file in names.items()
+        if (sha256 := manifest.checksums.get(name)) is not None
         and (not file.is_file() or sha256_file(file) != sha256)
     ]
     if edited:
@@ -343,7 +349,7 @@ def _refuse_edited(folder: RunFolder, manifest: RunManifest) -> None:
         if manifest.compared is not None:
             command = "autolora-eval compare, with the compared runs"
         raise UsageError(
-            f"'{folder.path}': {', '.join(edited)} was changed after scoring. Write the tables "
+            f"'{folder.path}': {first_few(edited, 3)} was changed after scoring. Write the tables "
             f"again with: {command}"
         )
 
@@ -366,14 +372,18 @@ def are_tables_current(folder: RunFolder, published: Path | None) -> bool:
     return manifest is not None and manifest.tables_key == tables_key(folder, published)
 
 
+def records(folder: RunFolder, manifest: RunManifest) -> list[Path]:
+    """Return the files that tables are written from: features, replies and lists of images."""
+    kinds = (folder.metadata, folder.features, folder.judgements)
+    return [kind(cell.id) for cell in manifest.cells for kind in kinds]
+
+
 def checksums(folder: RunFolder, manifest: RunManifest) -> dict[str, str]:
     """Return the SHA-256 of tables, features, replies and lists of images, by path in the folder.
 
     The lists have the hashes of the images.
     """
-    files = [*folder.tables, folder.table("md"), folder.table("tex")]
-    for cell in manifest.cells:
-        files += [folder.metadata(cell.id), folder.features(cell.id), folder.judgements(cell.id)]
+    files = [*folder.tables, folder.table("md"), folder.table("tex"), *records(folder, manifest)]
     return {
         file.relative_to(folder.path).as_posix(): sha256_file(file)
         for file in files

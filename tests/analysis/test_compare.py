@@ -14,6 +14,7 @@ from report.synthetic_run import IMAGE_SET
 from scored_run import (
     KEY,
     Place,
+    accept_tables,
     scored,
     tables,
     vector,
@@ -150,6 +151,7 @@ def judged_by_another(folder: RunFolder, cell: str) -> None:
     replies = folder.judgements(cell)
     text = replies.read_text(encoding="utf-8")
     replies.write_text(text.replace(f'"{KEY}"', '"another judge"'), encoding="utf-8")
+    accept_tables(folder)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +342,18 @@ def test_what_differs_between_the_manifests_of_the_runs(halves, tmp_path):
         assert isinstance(done.exception, UsageError)
         assert "is a comparison of runs" in str(done.exception)
         assert "autolora-eval report" in str(done.exception)
+
+
+@pytest.mark.parametrize("kind", ["features", "judgements", "metadata"])
+def test_files_that_changed_after_scoring_are_refused(halves, tmp_path, kind):
+    """Else a cut file would leave images out of the comparison only."""
+    file = getattr(RunFolder(halves[1]), kind)("A--AutoLoRA")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    name = file.relative_to(halves[1])
+    command = f"autolora-eval score {halves[1]}"
+    with pytest.raises(UsageError, match=rf"half-AutoLoRA': {name} was changed .*{command}"):
+        compare(halves, tmp_path / "joint")
+    assert not (tmp_path / "joint").exists()
 
 
 def test_a_damaged_manifest_is_refused(halves, tmp_path):
