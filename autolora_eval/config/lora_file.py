@@ -7,18 +7,17 @@ name what cannot be loaded exactly. `generation.lora` finds the layers in a pipe
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from autolora_eval._errors import UsageError
 from autolora_eval._text import first_few
-from autolora_eval.sources.model_source import ADAPTER_CONFIG
+from autolora_eval.config.lora_settings import Component, LoraSettings, read_settings
 from autolora_eval.sources.safetensors_file import (
     TensorInfo,
     read_header,
@@ -27,8 +26,6 @@ from autolora_eval.sources.safetensors_file import (
 )
 
 Part = Literal["A", "B", "mid", "alpha", "magnitude"]
-# The denoiser of the pipeline, or one of its text encoders.
-Component = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 
 _PREFIXES: tuple[tuple[str, Component], ...] = (
     ("lora_unet_", "denoiser"),  # kohya's sd-scripts, LyCORIS, OneTrainer for SDXL
@@ -83,9 +80,6 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 _LISTED = 3  # tensors that a message names
 
-# A pattern such as (a+)+ may take for ever.
-_ENDLESS = re.compile(r"\)[*+{]")
-
 
 @dataclass(frozen=True)
 class LoraLayer:
@@ -116,10 +110,11 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file whose layers are known."""
+    """A LoRA file whose layers are known; `trained_on` is the base model that its header names."""
 
     path: Path
     layers: tuple[LoraLayer, ...]
+    trained_on: str = ""
 
     @property
     def kind(self) -> str:
@@ -143,36 +138,6 @@ class LoraFile:
         ]
         source = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.kind}, rank {ranks}, alpha {alphas}{source}; layers: {tuned}"
-
-
-@dataclass(frozen=True)
-class _Alphas:
-    """Alphas that stand beside the tensors: in the header's metadata or in adapter_config.json."""
-
-    source: str = ""
-    # The settings of each component, in peft's names; those of "" are for all.
-    by_component: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def settings(self, component: Component) -> Mapping[str, Any]:
-        """Return the settings of a component."""
-        denoisers = ("unet", "transformer") if component == "denoiser" else (component,)
-        known = (key for key in (*denoisers, "") if key in self.by_component)
-        return self.by_component.get(next(known, ""), {})
-
-    def of(self, component: Component, name: str, rank: int) -> float | None:
-        """Return the alpha of a layer; None if nothing says it."""
-        config = self.settings(component)
-        alpha = config.get("lora_alpha")
-        for pattern, value in (config.get("alpha_pattern") or {}).items():
-            if _ENDLESS.search(pattern):
-                raise ValueError(f"the pattern '{pattern:.80}' repeats a group")
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):  # as peft does
-                alpha = value
-                break
-        if alpha is None:
-            return None
-        # rsLoRA scales by alpha / sqrt(r).
-        return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
 
 
 def read_lora_file(path: Path) -> LoraFile:
@@ -203,9 +168,9 @@ def read_lora_file(path: Path) -> LoraFile:
         parts[part] = key
     if not grouped:
         raise UsageError(f"'{path}' holds no tensors, so it is not a LoRA.")
-    alphas = _read_settings(path, metadata)
+    settings = read_settings(path, metadata)
     layers = tuple(
-        _layer(path, tensors, component, name, parts, alphas)
+        _layer(path, tensors, component, name, parts, settings)
         for (component, name), parts in grouped.items()
     )
     n_magnitudes = sum("magnitude" in layer.keys for layer in layers)
@@ -214,9 +179,10 @@ def read_lora_file(path: Path) -> LoraFile:
             f"'{path}' has DoRA magnitudes in {n_magnitudes} of its {len(layers)} layers; "
             "expected all of them or none."
         )
-    _check_settings(path, layers, alphas)
+    _check_settings(path, layers, settings)
     require_finite(path, tensors)
-    return LoraFile(path, layers)
+    trained_on = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version")
+    return LoraFile(path, layers, trained_on or "")
 
 
 def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:
@@ -277,7 +243,7 @@ def _layer(
     component: Component,
     name: str,
     parts: Mapping[Part, str],
-    alphas: _Alphas,
+    settings: LoraSettings,
 ) -> LoraLayer:
     for part, half in (("A", "down or A"), ("B", "up or B")):
         if part not in parts:
@@ -291,15 +257,15 @@ def _layer(
             )
     a, mid = _shapes(path, {part: (key, tensors[key].shape) for part, key in parts.items()})
     rank = a[0]
-    source = "" if "alpha" in parts else alphas.source
+    source = "" if "alpha" in parts else settings.source
     try:
         alpha = (
             read_number(path, tensors[parts["alpha"]])
             if "alpha" in parts
-            else alphas.of(component, name, rank)
+            else settings.alpha(component, name, rank)
         )
     except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
-        raise UsageError(f"'{path}': alpha {alphas.source} cannot be used: {error}.") from error
+        raise UsageError(f"'{path}': alpha {settings.source} cannot be used: {error}.") from error
     if alpha is None:
         alpha, source = rank, "alpha = rank, as the file has no alpha"
     if not math.isfinite(alpha):
@@ -332,35 +298,12 @@ def _shapes(
     return a, mid
 
 
-def _read_settings(path: Path, metadata: Mapping[str, str]) -> _Alphas:
-    """Return the settings in the header's metadata, else those in adapter_config.json beside it."""
-    if "lora_adapter_metadata" in metadata:  # diffusers: "unet.lora_alpha" and so on
-        by_component: dict[str, dict[str, Any]] = {}
-        for key, value in _json(path, metadata["lora_adapter_metadata"]).items():
-            component, _, name = key.rpartition(".")
-            by_component.setdefault(component, {})[name] = value
-        return _Alphas("from the header's lora_adapter_metadata", by_component)
-    for name in ("alpha", "lora_alpha", "network_alpha", "ss_network_alpha"):
-        try:
-            value = float(metadata[name])
-        except (KeyError, ValueError):
-            continue
-        ranks = ("rank", "r", "lora_rank", "network_dim", "ss_network_dim")
-        rank = next((metadata[key] for key in ranks if key in metadata), None)
-        return _Alphas(f"from '{name}' in the header", {"": {"lora_alpha": value, "r": rank}})
-    config = path.with_name(ADAPTER_CONFIG)
-    if config.is_file():
-        settings = _json(config, config.read_text(encoding="utf-8", errors="replace"))
-        return _Alphas(f"from {ADAPTER_CONFIG} beside the file", {"": settings})
-    return _Alphas()
-
-
-def _check_settings(path: Path, layers: Sequence[LoraLayer], alphas: _Alphas) -> None:
+def _check_settings(path: Path, layers: Sequence[LoraLayer], stated: LoraSettings) -> None:
     """Refuse settings that say another LoRA than the tensors."""
-    source = alphas.source.removeprefix("from ")
+    source = stated.source.removeprefix("from ")
     for component in dict.fromkeys(layer.component for layer in layers):
         tuned = [layer for layer in layers if layer.component == component]
-        settings = alphas.settings(component)
+        settings = stated.of(component)
         start = str(settings.get("init_lora_weights")).lower()
         if start.startswith(_CHANGES_BASE):
             raise UsageError(
@@ -373,23 +316,15 @@ def _check_settings(path: Path, layers: Sequence[LoraLayer], alphas: _Alphas) ->
                 f"'{path}' is a DoRA ({source}) without magnitudes. Expected a tensor "
                 f"lora_magnitude_vector beside '{tuned[0].keys['A']}'. Get the whole file."
             )
-        ranks, stated = {layer.rank for layer in tuned}, str(settings.get("r"))
-        takes_alpha = any(layer.alpha_source == alphas.source for layer in tuned)
-        is_other = stated.isdecimal() and int(stated) not in ranks
-        if alphas.source and takes_alpha and is_other and not settings.get("rank_pattern"):
+        ranks, rank = {layer.rank for layer in layers}, str(settings.get("r"))
+        takes_alpha = any(layer.alpha_source == stated.source for layer in tuned)
+        is_other = rank.isdecimal() and int(rank) not in ranks
+        if stated.source and takes_alpha and is_other and not settings.get("rank_pattern"):
             raise UsageError(
-                f"'{path}' has rank {_values(ranks)} in the {component}, not {stated} ({source}), "
-                "so the alpha from there may be of another LoRA. Correct it there, or remove it: "
-                "alpha is then the rank."
+                f"'{path}' has rank {_values(ranks)}, not {rank} ({source}), so the alpha from "
+                "there may be of another LoRA. Correct it there, or remove it: alpha is then the "
+                "rank."
             )
-
-
-def _json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"'{path}' holds JSON that cannot be read: {error}.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _values(found: set[float] | set[int]) -> str:

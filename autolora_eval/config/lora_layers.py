@@ -14,12 +14,12 @@ from typing import Any
 from autolora_eval._errors import UsageError
 from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
 from autolora_eval.config.lora_file import (
-    Component,
     LoraFile,
     LoraLayer,
     check_sum,
     read_lora_file,
 )
+from autolora_eval.config.lora_settings import Component
 from autolora_eval.sources.model_source import Source, cached, local_lora
 from autolora_eval.sources.safetensors_file import read_header
 
@@ -113,7 +113,7 @@ def check_tuned_layers(model: ResolvedModel) -> None:
             if name in model.spec.left_out:
                 why = f"which '{name}: null' leaves out. Remove that key, or choose another LoRA."
             elif is_listed and name != "denoiser" and (parts.get(name) or [None])[0] is None:
-                why = f"which '{model.layout.name}' does not have. Was it trained on another model?"
+                why = f"which '{model.layout.name}' does not have. {_origin(file)}"
             else:
                 continue
             raise UsageError(f"'{file.path}' tunes {name} ('{layer.keys['A']}'), {why}")
@@ -161,8 +161,8 @@ def layer_homes(
     if homeless:
         raise UsageError(
             f"{len(homeless)} of the {len(layers)} layers that '{file.path}' tunes of the "
-            f"{component} are not in this pipeline, such as '{homeless[0].keys['A']}'. Was the "
-            "LoRA trained on another base model?"
+            f"{component} are not in this pipeline, such as '{homeless[0].keys['A']}'. "
+            f"{_origin(file)}"
         )
     owners: dict[str, LoraLayer] = {}
     for layer, found in homes:
@@ -178,10 +178,14 @@ def layer_homes(
             if layer.size != size:
                 raise UsageError(
                     f"'{file.path}': the layer of '{layer.keys['A']}' has {_sized(layer.size)}, "
-                    f"but {_sized(size)} in this pipeline. Was the LoRA trained on another base "
-                    "model?"
+                    f"but {_sized(size)} in this pipeline. {_origin(file)}"
                 )
     return homes
+
+
+def _origin(file: LoraFile) -> str:
+    said = f" Its header says '{file.trained_on:.80}'." if file.trained_on else ""
+    return f"Was the LoRA trained on another base model?{said}"
 
 
 def _sized(size: tuple[int, int]) -> str:

@@ -23,8 +23,8 @@ from PIL import Image
 from autolora_eval._files import Json
 from autolora_eval.config.gpu_memory import GIB, model_memory
 from autolora_eval.config.inputs import ResolvedModel
-from autolora_eval.config.lora_file import Component
 from autolora_eval.config.lora_layers import with_lora_files
+from autolora_eval.config.lora_settings import Component
 from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.generation.lora import load_lora
 from autolora_eval.generation.pipeline_loading import leave_device, load_pipeline, place

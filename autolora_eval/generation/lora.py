@@ -19,8 +19,9 @@ from peft.tuners.lora.layer import LoraLayer as PeftLayer
 from safetensors import safe_open
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.config.lora_file import Component, LoraFile, LoraLayer
+from autolora_eval.config.lora_file import LoraFile, LoraLayer
 from autolora_eval.config.lora_layers import Home, layer_homes
+from autolora_eval.config.lora_settings import Component
 from autolora_eval.guidance.denoiser_state import InPlaceConv2d, InPlaceLinear, adapter_layers
 
 

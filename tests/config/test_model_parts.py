@@ -202,7 +202,12 @@ def test_what_a_single_file_needs(problem, load, with_model, workplace, monkeypa
             {"text_encoder_3": None},
             "which 'text_encoder_3: null' leaves out. Remove that key, or choose another LoRA.",
         ),
-        ({}, {}, "which 'sdxl' does not have. Was it trained on another model?"),
+        (
+            {},
+            {},
+            "which 'sdxl' does not have. Was the LoRA trained on another base model? Its header "
+            "says 'sd_v3'.",
+        ),
     ],
 )
 def test_a_lora_that_tunes_a_text_encoder_that_is_not_there_is_refused(
@@ -212,7 +217,7 @@ def test_a_lora_that_tunes_a_text_encoder_that_is_not_there_is_refused(
     save_json(workplace / "sdxl" / "model_index.json", whole | index)
     layer, matrix = "text_encoder_3.block.0.q", np.ones((4, 4), np.float32)
     halves = {f"{layer}.lora_{half}.weight": matrix for half in "AB"}
-    save_file(halves, workplace / "lora.safetensors")
+    save_file(halves, workplace / "lora.safetensors", {"ss_base_model_version": "sd_v3"})
     lora = {"path": "lora.safetensors"}
     assert problem(with_model(lora=lora, **changes)).endswith(
         f"models.A.lora: '{workplace / 'lora.safetensors'}' tunes text_encoder_3 "

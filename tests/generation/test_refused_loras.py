@@ -138,7 +138,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another rank": (
         {"lora_alpha": 8, "r": 16},
-        "has rank 4 in the denoiser, not 16 (adapter_config.json beside the file), so the alpha",
+        "has rank 4, not 16 (adapter_config.json beside the file), so the alpha",
     ),
 }
 
