@@ -28,12 +28,19 @@ _MEMBER = re.compile(r"""\{\s*("[^"{}]{1,200}"|'[^'{}]{1,200}')\s*:""")
 # Floats: Python refuses integers of very many digits. Not strict: judges put line breaks into text.
 _DECODER = json.JSONDecoder(parse_int=float, strict=False)
 # The marks around a model's thoughts. Where a chat template opens them, a reply has only the end.
-_NAME = "(?:think(?:ing)?|thought|reasoning)"
-_THOUGHT_END = re.compile(rf"[<\[◁]/(?:seed:)?{_NAME}[>\]▷]", re.IGNORECASE)
+# The further marks are those of MedGemma, Gemma 4 and gpt-oss.
+_NAME = "(?:think(?:ing)?|thought|reasoning|analysis|scratchpad)"
+_THOUGHT_END = re.compile(
+    rf"[<\[◁]/(?:seed:)?{_NAME}[>\]▷]|<unused95>|<channel\|>|<\|end\|>", re.IGNORECASE
+)
 # A thought that follows some words or another one, and may have no end.
 _LATER_THOUGHT = re.compile(
-    rf"[<\[◁](?:seed:)?{_NAME}[>\]▷].*?(?:{_THOUGHT_END.pattern}|\Z)", re.IGNORECASE | re.DOTALL
+    rf"(?:[<\[◁](?:seed:)?{_NAME}[>\]▷]|<unused94>|<\|channel(?:\|>analysis|>thought))"
+    rf".*?(?:{_THOUGHT_END.pattern}|\Z)",
+    re.IGNORECASE | re.DOTALL,
 )
+# Some servers let a model go on after its reply, and answer questions that nobody asked.
+_TURN_END = re.compile(r"<\|(?:im_end|eot_id|end_of_text|endoftext|user)\|>|<end_of_turn>|</s>")
 _VERDICT_FIRST = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?\{")
 # A token with one whole number: text before, the number, text behind.
 _WHOLE = re.compile(r"([^0-9]*?)(-?(?:0|[1-9][0-9]{0,9}))([^0-9]*)", re.DOTALL)
@@ -75,6 +82,7 @@ def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> Parsed
 
     The time is linear in the length of the reply.
     """
+    text = next((turn for turn in _TURN_END.split(text) if turn.strip()), "")
     text = _without_thoughts(text).strip()  # a confused judge may fill its reply with white space
     if truncated:
         found = _parse(text, rubric) if begins_with_scores(text) else ParsedReply(None)
