@@ -187,8 +187,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
     from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
     with closing(OpenAIJudge(judge, judge_settings(plan).rubric)) as server:
-        server.identity()  # asks trial questions, unless the benchmark states the constraint
-        server.check_key()
+        server.try_question()
 
 
 def _generates(plan: Plan, output: Path) -> bool:

@@ -71,17 +71,28 @@ def test_a_server_that_refuses_images_is_refused_before_the_first_image(tmp_path
     )
 
 
-@pytest.mark.parametrize(("status", "is_refused"), [(401, True), (403, True), (500, False)])
-def test_a_wrong_key_is_refused_even_if_nothing_is_tried(status, is_refused, tmp_path, monkeypatch):
+REFUSED = {
+    401: (b"", "http_401. If it needs an API key, set AUTOLORA_EVAL_JUDGE_API_KEY."),
+    400: (
+        b'{"error": {"message": "the maximum context length is 2048 tokens"}}',
+        "http_400 (the maximum context length is 2048 tokens). Lower judge.max_tokens (4096), or "
+        "serve the model with a longer context.",
+    ),
+    500: (b"", None),  # this may pass
+}
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_a_stated_constraint_is_tried_before_the_first_image(status, tmp_path, monkeypatch):
     """OpenRouter, for example, lists its models without a key."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with judge_server(JudgeServer(answer=lambda call, n: Http(status))) as server:
+    body, said = REFUSED[status]
+    with judge_server(JudgeServer(answer=lambda call, n: Http(status, body))) as server:
         judge = {"model": MODEL, "base_url": server.url, "rubric": JUDGE["rubric"]}
-        judge["constraint"] = "plain"
+        judge |= {"constraint": "plain", "max_retries": 0}
         lines = missing(planned(tmp_path, judge=judge), tmp_path / "run")
-    step = "If it needs an API key, set AUTOLORA_EVAL_JUDGE_API_KEY."
-    found = f"the judge's server at {server.url} answers {status} to a question. {step}"
-    assert lines == ([found] if is_refused else [])
+    trial = "the judge's server has 'some-vlm', but a trial call fails: "
+    assert lines == ([trial + said] if said else [])
     assert len(server.calls) == 1
 
 

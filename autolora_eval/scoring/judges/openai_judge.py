@@ -25,8 +25,6 @@ from autolora_eval.scoring.judges.server_pool import (
     OtherModelError,
     Server,
     ServerPool,
-    StatusError,
-    ask_briefly,
     open_server,
     proxy,
     served_model,
@@ -43,8 +41,6 @@ MAX_CONSECUTIVE_FAILURES = 50
 MAX_FAILOVERS = 5
 # A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
 MIN_SECRET_LENGTH = 8
-# Retries do not help with these statuses; a later run asks again.
-_NOT_RETRIED = tuple(f"http_{code}" for code in range(300, 500) if code not in (408, 425, 429))
 # These statuses are about the question, not about the health of the server.
 _ABOUT_THE_QUESTION = ("http_400", "http_413", "http_422")
 _Finished = SimpleQueue[tuple[Request, Future[Reply]]]
@@ -136,27 +132,17 @@ class OpenAIJudge:
         """
         self._portal.call(self._pool.check)
 
-    def check_key(self) -> None:
-        """Check that the servers take the API key, since some list their models to everybody.
-
-        Nothing is asked if `identity` has asked a question already.
+    def try_question(self) -> None:
+        """Ask about a grey image, unless `identity` has done so.
 
         Raises:
-            AutoLoRAEvalError: if a server does not take the key, the address or the name.
+            AutoLoRAEvalError: if the server refuses the question, for example since the API key is
+                wrong. Some servers list their models to everybody.
         """
-        has_asked = self.spec.constraint == "auto" or self.spec.logprobs
-        if not has_asked and not (self._served or {}).get("unlisted"):
-            self._portal.call(self._ask_briefly)
-
-    async def _ask_briefly(self) -> None:
-        for server in self._pool.servers:
-            try:
-                await ask_briefly(server, self.spec)
-            except AutoLoRAEvalError as error:
-                cause = error.__cause__
-                # Other failures may pass, and the calls about images are repeated.
-                if isinstance(cause, StatusError) and 300 <= cause.status < 500:
-                    raise
+        self.identity()
+        if self.spec.constraint != "auto":
+            trials = protocol.Trials(self.spec, self.rubric, self._call_with_retries)
+            self._portal.call(trials.require_reply, self._mode)
 
     async def _probe(self, server: Server) -> None:
         """Check that a server serves the judge's model, and the same one as the other servers."""
@@ -335,4 +321,6 @@ def _is_failure(reply: Reply) -> bool:
 def _should_retry(answer: protocol.Answer) -> bool:
     reply = answer.reply
     failed_over = reply.attempts == MAX_FAILOVERS
-    return is_transient(reply.reason) and reply.reason not in _NOT_RETRIED and not failed_over
+    return (
+        is_transient(reply.reason) and reply.reason not in protocol.NOT_RETRIED and not failed_over
+    )

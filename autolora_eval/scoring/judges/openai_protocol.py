@@ -37,6 +37,9 @@ FORBIDDEN_LOGPROB = -9000.0  # vLLM reports -9999 for tokens that the grammar fo
 NEUTRAL = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _REFUSED_ARGUMENT = ("http_400", "http_422")
+# Retries do not help with these statuses; a later run asks again.
+NOT_RETRIED = tuple(f"http_{code}" for code in range(300, 500) if code not in (408, 425, 429))
+_TOO_LONG = re.compile("context length|max(imum)?[ _]model[ _]len|max_(completion_)?tokens")
 # Statuses of servers that do not know an argument.
 _UNKNOWN_ARGUMENT = (*_REFUSED_ARGUMENT, "http_404", "http_501")
 _MODES = ("structured_outputs", "guided_regex", "response_format")
@@ -241,14 +244,14 @@ async def detect_structured_output(
     Raises:
         AutoLoRAEvalError: if a trial call fails for a reason other than an unknown argument.
     """
-    trials = _Trials(spec, rubric, call)
+    trials = Trials(spec, rubric, call)
     name = await trials.first_honoured() if spec.constraint == "auto" else spec.constraint
     mode = StructuredOutput(name, _constraint(name, rubric))
     return await trials.with_logprobs(mode) if spec.logprobs else mode
 
 
 @dataclass(frozen=True)
-class _Trials:
+class Trials:
     """Trial calls about a grey image."""
 
     spec: JudgeConfig
@@ -275,9 +278,7 @@ class _Trials:
         if reply.text is None:  # it may refuse every question, not the constraint
             reply = await self._reply(StructuredOutput("plain"))
             if is_transient(reply.reason):
-                is_about_temperature = "temperature" in (reply.detail or "")
-                step = " Set judge.temperature to 1." if is_about_temperature else ""
-                raise self._failed(reply, step)
+                raise self._failed(reply)
         return "plain"
 
     async def with_logprobs(self, mode: StructuredOutput) -> StructuredOutput:
@@ -291,24 +292,42 @@ class _Trials:
 
     async def _reply(self, mode: StructuredOutput) -> Reply:
         """Return the reply to a trial call. It has no text if the server rejects the argument."""
-        stream = io.BytesIO()
-        Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")
-        picture = Picture(stream.getvalue(), "PNG", 64, 64)
-        question = self.rubric.question("a grey picture")
-        reply = await self.call(chat(self.spec, question, picture, 0, mode))
+        reply = await self.ask(mode)
         if not is_transient(reply.reason) or reply.reason in _UNKNOWN_ARGUMENT:
             return reply
-        if reply.reason in ("http_401", "http_403"):
-            raise self._failed(reply, f" If it needs an API key, set {self.spec.api_key_env}.")
         raise self._failed(
             reply,
             " Check its log. Without trial calls: set judge.constraint to a value other than "
             "'auto', and remove judge.logprobs.",
         )
 
-    def _failed(self, reply: Reply, step: str = "") -> AutoLoRAEvalError:
-        said = f" ({reply.detail})" if reply.detail else ""
+    async def ask(self, mode: StructuredOutput) -> Reply:
+        """Return the reply to a question about a grey image."""
+        stream = io.BytesIO()
+        Image.new("RGB", (64, 64), (128, 128, 128)).save(stream, "PNG")
+        picture = Picture(stream.getvalue(), "PNG", 64, 64)
+        question = self.rubric.question("a grey picture")
+        return await self.call(chat(self.spec, question, picture, 0, mode))
+
+    async def require_reply(self, mode: StructuredOutput) -> None:
+        """Check that the server does not refuse the question. Other failures may pass."""
+        reply = await self.ask(mode)
+        if reply.reason in NOT_RETRIED:
+            raise self._failed(reply)
+
+    def _failed(self, reply: Reply, otherwise: str = "") -> AutoLoRAEvalError:
+        """Return the error of a trial call, with the next step, or `otherwise` if unknown."""
+        said, step = reply.detail or "", otherwise
+        if reply.reason in ("http_401", "http_403"):
+            step = f" If it needs an API key, set {self.spec.api_key_env}."
+        elif reply.reason in _REFUSED_ARGUMENT and "temperature" in said:
+            step = " Set judge.temperature to 1."
+        elif reply.reason in _REFUSED_ARGUMENT and _TOO_LONG.search(said):
+            step = (
+                f" Lower judge.max_tokens ({self.spec.max_tokens}), or serve the model with a "
+                "longer context."
+            )
         return AutoLoRAEvalError(
             f"the judge's server has '{self.spec.model}', but a trial call fails: "
-            f"{reply.reason}{said}.{step}"
+            f"{reply.reason}{f' ({said})' if said else ''}.{step}"
         )
