@@ -24,7 +24,7 @@ from autolora_eval.config.inputs import (
     read_prompts,
 )
 from autolora_eval.config.model_section import read_model
-from autolora_eval.config.schema import Benchmark, Features
+from autolora_eval.config.schema import Benchmark, Features, Model
 from autolora_eval.config.sweep_grid import (
     Sweep,
     SweepReader,
@@ -48,17 +48,30 @@ from autolora_eval.sources.model_source import Source, find_model
 T = TypeVar("T")
 
 
-def load_benchmark(benchmark: str | Path) -> LoadedBenchmark:
+def load_benchmark(benchmark: str | Path, *, needs_loras: bool = True) -> LoadedBenchmark:
     """Read and check a benchmark file, without loading a model or using the network.
 
     Args:
         benchmark: the path of a YAML file, or the name of a shipped benchmark.
+        needs_loras: whether the file of a LoRA must be here.
 
     Raises:
         UsageError: if anything is wrong. Each line of the message is one problem, with the file,
             line, key, value, and the expected value.
     """
-    return _Resolver(*read_spec(find_benchmark(benchmark))).resolve()
+    document, spec = read_spec(find_benchmark(benchmark))
+    if not needs_loras:
+        models = {name: _with_obtain(model) for name, model in spec.models.items()}
+        spec = spec.model_copy(update={"models": models})
+    return _Resolver(document, spec).resolve()
+
+
+def _with_obtain(model: Model) -> Model:
+    """Return a model with `obtain` in every LoRA, so that a missing file is not an error."""
+    note = {"obtain": "It is only needed to generate images."}
+    loras = [one if one.obtain else one.model_copy(update=note) for one in model.loras]
+    lora = loras if isinstance(model.lora, list) else next(iter(loras), None)
+    return model.model_copy(update={"lora": lora})
 
 
 def read_spec(file: Path) -> tuple[YamlFile, Benchmark]:

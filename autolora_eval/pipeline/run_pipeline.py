@@ -129,7 +129,7 @@ def score_images(
     from autolora_eval.generation.image_import import check_no_overlap
     from autolora_eval.generation.image_sets import read_image_set
 
-    loaded = load_benchmark(benchmark)
+    loaded = load_benchmark(benchmark, needs_loras=False)
     read_image_set(Path(images))
     path = Path(output or Path("reports") / image_set_run_name(loaded, name))
     check_no_overlap(Path(images), RunFolder(path))

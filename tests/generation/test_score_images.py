@@ -173,6 +173,16 @@ def test_pipeline_and_lora_of_the_benchmark_are_not_needed(images, mine, tmp_pat
     assert found.table["diversity"].notna().all()
 
 
+def test_the_file_of_the_lora_may_be_missing(plain_images, tmp_path):
+    model = {**BENCHMARK["models"]["M"], "lora": {"path": "not_here.safetensors"}}
+    benchmark = write(tmp_path / "mine.yaml", models={"M": model}, judge=None)
+    found = score_images(plain_images, benchmark, tmp_path / "out")
+    assert found.table["n_missing"].tolist() == [0]
+    assert run(tmp_path / "out").table["n_missing"].tolist() == [0]
+    with pytest.raises(UsageError, match=r"no such LoRA: 'not_here\.safetensors'"):
+        load_benchmark(benchmark)
+
+
 def test_the_written_benchmark_keeps_all_that_decides_the_scores(
     plain_images, tmp_path, monkeypatch
 ):
