@@ -263,7 +263,7 @@ def show_image_set(cell: str, record: ImageSetRecord, report: Path | None = None
     for name, count in issues.items():
         _print_line(f"  {count} {name.replace('_', ' ')}: {ISSUES[name]}")
     if record.beyond_limits:
-        _print_line(f"  {record.beyond_limits} beyond the limits of this run, used without them")
+        _print_line(f"  {record.beyond_limits} more outside the limits of this run")
     if record.seeds_by_order:
         _print_line("  seeds not known: numbered in order, so they share no noise with other cells")
     if issues and report is not None:

@@ -237,7 +237,8 @@ def in_words(reason: object) -> str | None:
     code = text and re.match(r"([a-z]+(?:_[a-z]+)+)(:\s*)?", text)
     if not text or not code:
         return text
-    return f"{code[1].replace('_', ' ')}{': ' if code[2] else ''}{text[code.end() :]}"
+    words = code[1].replace("_", " ").replace("json", "JSON")
+    return f"{words}{': ' if code[2] else ''}{text[code.end() :]}"
 
 
 def unscored_reason(view: RunView, image: Row) -> str | None:

@@ -300,8 +300,8 @@ def test_differences_between_and_within_runs_are_caveats(tmp_path):
     tables.manifest["libraries"] = ["torch 2.8.0, peft 0.18.0", "torch 2.9.0, peft 0.18.0"]
     caveats = content_of(tables.write(tmp_path / "run")).first.caveats
     assert caveats == [
-        *(f"The compared runs differ: {message}" for message in messages[:6]),
-        "The compared runs differ: 2 more differences, listed in manifest.json.",
+        *(f"Compared runs: {message}" for message in messages[:6]),
+        "Compared runs: 2 more differences, listed in manifest.json.",
         "The images were made with different versions of libraries: torch 2.8.0 and 2.9.0. This "
         "alone can change images. metadata.jsonl has the versions for each image.",
     ]

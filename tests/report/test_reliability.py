@@ -90,14 +90,14 @@ def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
     reasons = {0: "no_json", 1: "no_json", 7: "out_of_range:pc"}
     content = content_of(unscored(two_methods(), reasons).write(tmp_path / "run"))
     table = content.reliability[0].tables[0]
-    assert table.columns == ("Images", "Unscored", "no json", "out of range: pc")
+    assert table.columns == ("Images", "Unscored", "no JSON", "out of range: pc")
     texts = [[cell.text for cell in row.cells] for row in table.groups[0].rows]
     assert texts == [["6", "2", "2", "0"], ["6", "1", "0", "1"]]
     assert table.groups[0].rows[0].cells[1].details == ("33.3%",)
     assert sentences(content, 0) == "Unscored: 3 of 12 images (25.0%)."
     caveat = content.caveats[-1]
     assert caveat.startswith(
-        "33.3% of the images of SDXL × LoRA are unscored, but only 16.7% in the cell with the"
+        "33.3% of the images of SDXL × LoRA are unscored, and 16.7% in the cell with the"
     )
 
 
