@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -16,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autolora_eval._progress import Progress, SafeConsole
-from autolora_eval._text import DASH, Sentences, format_swept_value, join_names, pluralize
+from autolora_eval._text import (
+    DASH,
+    Sentences,
+    format_fixed,
+    format_nfe,
+    format_swept_value,
+    join_names,
+    pluralize,
+)
 from autolora_eval.config.gpu_memory import model_facts, place
 from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import (
@@ -219,8 +226,10 @@ def show_run(run: Run) -> None:
     for row in run.table.to_dict("records"):
         point = points[row["cell"]]
         at = [format_swept_value(point[name]) if name in point else DASH for name in swept]
-        values = [_number(row[metric.column]) for metric in shown]
-        table.add_row(*map(Text, (row["model"], row["method"], *at)), *values, _count(row["nfe"]))
+        values = [format_fixed(row[metric.column]) for metric in shown]
+        table.add_row(
+            *map(Text, (row["model"], row["method"], *at)), *values, format_nfe(row["nfe"])
+        )
     console.print(table)
     hidden = [metric.label for metric in metrics if metric not in shown]
     if hidden:
@@ -286,7 +295,9 @@ def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:
     reasons: dict[str, None] = {}
     for row in found.table[found.table["cell"] == ALL].to_dict("records"):
         label, signed = statistic_label(row)
-        value, low, high = (_number(row[key], signed=signed) for key in ("value", "low", "high"))
+        value, low, high = (
+            format_fixed(row[key], signed=signed) for key in ("value", "low", "high")
+        )
         score = f"{row['score']}, expected" if row["compared"] == EXPECTED else row["score"]
         within = "" if low == DASH else f"[{low}, {high}]"
         table.add_row(Text(score), Text(label), value, Text(within), f"{row['n_images']:,}")
@@ -307,19 +318,6 @@ def show_caveat(text: str) -> None:
 def show_path(what: str, path: Path | str, detail: str = "") -> None:
     """Print where something is or was written."""
     _print_line((what, "bold"), f": {path}", f" ({detail})" if detail else "")
-
-
-def _count(value: float | None) -> str:
-    """Return an NFE: a fractional mean if images differ, None if no cell has one."""
-    if value is None or math.isnan(value):
-        return DASH
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def _number(value: float, *, signed: bool = False) -> str:
-    if math.isnan(value):
-        return DASH
-    return f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
 # The command `methods`

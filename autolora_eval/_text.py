@@ -90,6 +90,12 @@ def format_int(value: object) -> str:
     return DASH if found is None else f"{found:,.0f}"
 
 
+def format_nfe(value: object) -> str:
+    """Return an NFE: an integer, or a mean with one decimal if images differ."""
+    found = as_finite_float(value)
+    return DASH if found is None else f"{found:,.{0 if found.is_integer() else 1}f}"
+
+
 def pluralize(n: int, singular: str, plural: str | None = None) -> str:
     """Return a count with its noun, such as "1 image" or "2 images"."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"

@@ -231,7 +231,8 @@ def _with_published(
         return TableRow(labels, tuple(cells))
     found = []
     for cell, (row, column), value in zip(cells, sources, published, strict=True):
-        digits, ours = 0 if column == "nfe" else 3, as_finite_float(row.get(column))
+        ours = as_finite_float(row.get(column))
+        digits = _count_digits(ours, value) if column == "nfe" else 3
         difference = None if ours is None or value is None else ours - value
         texts = (format_fixed(value, digits), format_fixed(difference, digits, signed=True))
         found.append(replace(cell, published=texts[0], difference=texts[1]) if column else cell)
@@ -264,9 +265,15 @@ def _count_cell(row: Row, head: str) -> TableCell:
     """Return a count; for images also how many are missing or unscored."""
     if not row:
         return TableCell(DASH)
-    text = format_fixed(row[_COUNTS[head]], 0)
+    value = row[_COUNTS[head]]
+    text = format_fixed(value, _count_digits(as_finite_float(value)))
     lost = {"missing": row["n_missing"], "unscored": row["n_unscored"]} if head == "Images" else {}
     return TableCell(", ".join([text, *(f"{n} {name}" for name, n in lost.items() if n)]))
+
+
+def _count_digits(*values: float | None) -> int:
+    """Return the decimals of counts: the NFE of a sampler may be a mean."""
+    return 0 if all(value is None or value.is_integer() for value in values) else 1
 
 
 def _missing_notes(results: Results) -> Iterator[str]:

@@ -10,6 +10,7 @@ from autolora_eval._text import (
     as_finite_float,
     format_fixed,
     format_int,
+    format_nfe,
     point_label,
     truncate,
 )
@@ -44,10 +45,9 @@ def _cost_cell(view: RunView, rows: list[Row], column: str) -> TableCell:
 
 
 def _cost_text(column: str, value: float | None) -> str:
-    """Return a cost as text: an NFE may be a mean; seconds have three significant digits."""
+    """Return a cost as text; seconds have three significant digits."""
     if column == "nfe":
-        is_whole = value is None or value.is_integer()
-        return format_int(value) if is_whole else format_fixed(value, 1)
+        return format_nfe(value)
     return format_fixed(value, max(0, 2 - math.floor(math.log10(value))) if value else 3)
 
 

@@ -280,6 +280,17 @@ def test_the_command_prints_a_table_that_fits_a_terminal(tmp_path):
     assert str(folder.agreement) in done.stdout
 
 
+def test_the_command_prints_no_negative_zero(tmp_path):
+    tables = make()
+    ratings = rated(
+        tables, (tables.scores["pc"] + 0.0004).clip(0, 5).to_numpy(), tmp_path / "h.csv"
+    )
+    done = run_command("agreement", tables.write(tmp_path / "run").path, ratings)
+    (shown,) = (line for line in done.stdout.splitlines() if "Judge − people" in line)
+    assert shown.split()[4] == "0.000"
+    assert "-0.000" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -155,6 +155,11 @@ def test_published_passes_stand_below_ours(make):
     assert found[at : at + 3] == ["40", "50", "−10"]
 
 
+def test_a_mean_of_passes_has_a_decimal():
+    results = one_model(row("a", diversity=1.0) | {"nfe": 33.4, "nfe_published": 33.0})
+    assert [line[4] for line in table(markdown(by_method(results)))[2:]] == ["33.4", "33.0", "+0.4"]
+
+
 def test_one_point_is_shown_by_method():
     results = Results([row("a", diversity=1.0)], (DIVERSITY,), {"s": ["1"]}, {"A--a": {}}, {})
     assert choose_layout(results) == by_method(results)

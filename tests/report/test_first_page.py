@@ -77,15 +77,13 @@ def test_too_few_units_for_the_rank_test_are_named(tmp_path):
     assert "no Wilcoxon test" not in found[8]
     tables.comparisons["n_units"] = [7, 8, 8, 8, 8]
     text = first_page_text(tables.write(tmp_path / "run"))
-    assert "Differences are paired over 7 to 8 prompts that both methods have." in text
+    assert "are paired over 7 to 8 prompts that both methods have." in text
 
 
 def test_a_single_comparison_is_not_counted(tmp_path):
     tables = two_methods(judged=False)
     text = first_page_text(tables.write(tmp_path / "run"))
-    assert (
-        "The only comparison is significant (p < 0.05). Differences are paired over the 2" in text
-    )
+    assert "The only comparison is significant (p < 0.05). Differences have 95%" in text
     tables.comparisons["p_holm"] = 0.0499
     assert "by 0.061 [0.048, 0.075], on 2 of 2 prompts (p < 0.05)." in first_page_text(
         tables.write(tmp_path / "close")
