@@ -17,6 +17,7 @@ from autolora_eval._devices import choose_device
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
+from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.generation.stage import generate
@@ -192,12 +193,18 @@ def test_stale_images_return_with_their_settings(plan, first_run, tiny, run, tmp
     assert again.made == 0
 
 
+def without_lora(tiny: TinyModel) -> ResolvedModel:
+    model = tiny.resolved(1.0)
+    return dataclasses.replace(model, spec=model.spec.model_copy(update={"lora": None}), loras=())
+
+
 def test_a_pipeline_with_a_damaged_component_is_refused(tiny, tmp_path):
     broken = tmp_path / "sdxl"
     shutil.copytree(tiny.pipeline, broken)
     (broken / "text_encoder_2" / "model.safetensors").write_bytes(b"damaged")
+    model = without_lora(TinyModel(broken, tiny.lora, tiny.changes))
     with pytest.raises(AutoLoRAEvalError, match="text_encoder_2 could not be loaded"):
-        TinyModel(broken, tiny.lora, tiny.changes).load()
+        LoraPipeline.load(model, torch.device("cpu"), torch.float32)
 
 
 def test_the_revision_applies_to_every_component(tiny, monkeypatch):
@@ -217,7 +224,7 @@ def test_the_revision_applies_to_every_component(tiny, monkeypatch):
 
 
 def test_a_hub_pipeline_of_another_size_than_planned_is_refused(tiny):
-    model = tiny.resolved(1.0)
+    model = without_lora(tiny)
     hub = dataclasses.replace(model.pipeline, kind="hub")
     guessed = dataclasses.replace(model, pipeline=hub, size=(1024, 1024))
     with pytest.raises(AutoLoRAEvalError, match=r"32×32 pixels, but the plan assumed 1024×1024"):
