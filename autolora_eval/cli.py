@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import json
 import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Literal
@@ -366,12 +368,21 @@ def _print_error(message: str) -> None:
     typer.echo(typer.style("error: ", "red", bold=True) + printable(message), err=True)
 
 
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that Python ignores since it came in a destructor, but not in this hook."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C. Tracebacks are
     shown only with `--debug`.
     """
+    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         app()
     except SystemExit as error:
@@ -385,4 +396,5 @@ def main() -> None:
             _print_error(failure_message(error))
         sys.exit(getattr(error, "exit_code", 1))
     finally:
+        sys.unraisablehook = hook
         gc.freeze()  # or the exit looks for a second through all that torch and diffusers made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,3 +269,18 @@ def test_ctrl_c_exits_with_130_and_says_how_to_resume(failing) -> None:
     assert done.code == 130
     assert "interrupted. Finished work is kept: run the same command to resume." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_destructor_is_not_ignored(monkeypatch) -> None:
+    class Interrupted:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def show(*_: object) -> None:
+        Interrupted()
+        for _ in range(500):
+            time.sleep(0.01)
+
+    monkeypatch.setattr("autolora_eval._display.show_method_list", show)
+    done = run_command("methods")
+    assert (done.code, "interrupted. Finished work is kept" in done.stderr) == (130, True)
