@@ -98,6 +98,13 @@ def test_server_that_lists_no_models_and_does_not_answer_is_an_error(
     assert [call.parts for call in server.calls] == ["Hello"]
 
 
+def test_key_that_the_server_repeats_is_not_shown(server, judge, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "sentinel-key")
+    server.models = Http(401, b'{"error": {"message": "Incorrect API key: sentinel-key"}}')
+    with pytest.raises(AutoLoRAEvalError, match=r"answers 401 .* \(Incorrect API key: \[key\]\)"):
+        judge().check()
+
+
 def test_calls_wait_for_a_server_that_comes_back(server, tmp_path, judge, monkeypatch) -> None:
     """Meanwhile no call is given up, and waiting does not count as an attempt."""
     monkeypatch.setattr(server_pool, "PROBE_INTERVAL_ALONE", 0.05)

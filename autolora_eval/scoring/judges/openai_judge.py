@@ -27,6 +27,7 @@ from autolora_eval.scoring.judges.server_pool import (
     ServerPool,
     open_server,
     proxy,
+    redacted,
     served_model,
 )
 from autolora_eval.scoring.judges.vllm_command import launched_identity
@@ -34,13 +35,10 @@ from autolora_eval.scoring.rubric import Rubric
 
 MAX_IMAGE_BYTES = 20_000_000
 BACKOFF_SECONDS = 0.5  # upper bound of the first random wait before a retry; it then doubles
-REDACTED = "[key]"
 # The run stops after this many consecutive failed questions, each with all of its retries.
 MAX_CONSECUTIVE_FAILURES = 50
 # A question that fails on this many servers in a row may be what crashes them.
 MAX_FAILOVERS = 5
-# A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
-MIN_SECRET_LENGTH = 8
 # These statuses are about the question, not about the health of the server.
 _ABOUT_THE_QUESTION = ("http_400", "http_413", "http_422")
 _Finished = SimpleQueue[tuple[Request, Future[Reply]]]
@@ -147,7 +145,7 @@ class OpenAIJudge:
     async def _probe(self, server: Server) -> None:
         """Check that a server serves the judge's model, and the same one as the other servers."""
         served = await served_model(server, self.spec)
-        if self._contains_key(str(served)):
+        if redacted(str(served), self._key) != str(served):
             served = {}  # the manifest must not contain the key
         if self._served is None:
             self._served = served
@@ -230,18 +228,9 @@ class OpenAIJudge:
         self._stop_after_repeated_failures(reply)
         return replace(reply, sent=picture.facts())
 
-    def _redact_key(self, reply: Reply) -> Reply:
-        """Redact the API key if the server echoes it, since replies are written to disk."""
-        if not self._contains_key(f"{reply.text} {reply.model} {reply.detail}"):
-            return reply
-        text, detail = (
-            said and said.replace(self._key, REDACTED) for said in (reply.text, reply.detail)
-        )
-        model = reply.model.replace(self._key, REDACTED)
-        return replace(reply, text=text, model=model, detail=detail)
-
-    def _contains_key(self, text: str) -> bool:
-        return len(self._key) >= MIN_SECRET_LENGTH and self._key in text
+    def _redacted(self, reply: Reply) -> Reply:
+        text, detail = (said and redacted(said, self._key) for said in (reply.text, reply.detail))
+        return replace(reply, text=text, model=redacted(reply.model, self._key), detail=detail)
 
     async def _call_with_retries(self, body: Json) -> Reply:
         """Call until there is a reply or the retries are used up."""
@@ -254,7 +243,7 @@ class OpenAIJudge:
             if answer.reply.text is None and self._dialect.adapted(body) != sent:
                 continue
             if failures == self.spec.max_retries or not _should_retry(answer):
-                return self._redact_key(replace(answer.reply, attempts=calls))
+                return self._redacted(replace(answer.reply, attempts=calls))
             await asyncio.sleep(self._pause(failures, answer.retry_after))
             failures += 1
 

@@ -24,6 +24,9 @@ from autolora_eval.scoring.judges.vllm_command import LIMITS
 
 MAX_ANSWER_BYTES = 4_000_000
 MAX_DETAIL = 500  # characters kept of a server's error message
+REDACTED = "[key]"
+# A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
+MIN_SECRET_LENGTH = 8
 MAX_BEGINNING = 80  # bytes kept of a response that is not JSON
 # Less than the 5 seconds after which vLLM closes an idle connection.
 KEEP_ALIVE_SECONDS = 4.0
@@ -240,6 +243,11 @@ def error_message(error: object) -> str | None:
     return None if text in ("", "{}", "null") else text[:MAX_DETAIL]
 
 
+def redacted(text: str, key: str) -> str:
+    """Return what a server says without the API key, since it is written to disk."""
+    return text.replace(key, REDACTED) if len(key) >= MIN_SECRET_LENGTH else text
+
+
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header, which may be a date; None without a valid one."""
     said = headers.get("retry-after", "")
@@ -287,7 +295,7 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
 async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json] | None:
     """Return the models that a server lists by name; None if it lists none."""
     try:
-        with _explained(server.url, spec, "a request for its models"):
+        with _explained(server, spec, "a request for its models"):
             async with asyncio.timeout(PROBE_SECONDS):
                 listed = await decoded(server.session.get("models"))
             models = listed if isinstance(listed, list) else listed["data"]  # Together's is a list
@@ -308,7 +316,7 @@ async def ask_briefly(server: Server, spec: JudgeConfig) -> None:
     """
     messages = [{"role": "user", "content": "Hello"}]
     body = json.dumps({"model": spec.model, "messages": messages, "max_tokens": 1, "stream": False})
-    with _explained(server.url, spec, "a question"):
+    with _explained(server, spec, "a question"):
         try:
             async with asyncio.timeout(spec.timeout):
                 answer = await decoded(server.session.post("chat/completions", data=body))
@@ -322,12 +330,14 @@ async def ask_briefly(server: Server, spec: JudgeConfig) -> None:
 
 
 @contextlib.contextmanager
-def _explained(url: str, spec: JudgeConfig, asked: str) -> Iterator[None]:
+def _explained(server: Server, spec: JudgeConfig, asked: str) -> Iterator[None]:
     """Turn a failed call, in which a server was `asked` something, into an AutoLoRAEvalError."""
+    url = server.url
     try:
         yield
     except StatusError as error:
-        said = f" ({error.detail})" if error.detail else ""
+        key = server.session.headers["Authorization"].removeprefix("Bearer ")
+        said = f" ({redacted(error.detail, key)})" if error.detail else ""
         step = "Check that judge.base_url ends in /v1, and judge.model."
         if error.status in (401, 403):
             step = f"If it needs an API key, set {spec.api_key_env}."
