@@ -293,7 +293,8 @@ def _shapes(
     if of_inputs or math.prod(magnitude) != b[0]:
         raise UsageError(
             f"'{path}' has DoRA magnitudes of shape {magnitude} in '{key}'. Expected one for each "
-            f"of the layer's {b[0]} outputs, which is the only kind that can be loaded exactly."
+            f"of the layer's {b[0]} outputs, which is the only kind that can be loaded exactly. "
+            "Trainers call it wd_on_output or 'apply on output axis'."
         )
     return a, mid
 

@@ -107,6 +107,7 @@ def transformer() -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=8,
         num_layers=3,
+        dual_attention_layers=(1,),  # as in SD3.5 Medium
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=16,

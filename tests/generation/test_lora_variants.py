@@ -196,8 +196,11 @@ def first_release(transformer: SD3Transformer2DModel) -> dict[str, tuple[int, ..
         for side in ("x", "context"):
             stem = f"joint_blocks.{block}.{side}_block."
             is_end = side == "context" and block == blocks - 1
+            is_dual = side == "x" and block in transformer.config.dual_attention_layers
             shapes[f"{stem}attn.qkv"] = (3 * d, d)
-            shapes[f"{stem}adaLN_modulation.1"] = ((2 if is_end else 6) * d, d)
+            shapes[f"{stem}adaLN_modulation.1"] = ((2 if is_end else 9 if is_dual else 6) * d, d)
+            if is_dual:
+                shapes |= {f"{stem}attn2.qkv": (3 * d, d), f"{stem}attn2.proj": (d, d)}
             if not is_end:
                 shapes[f"{stem}attn.proj"] = (d, d)
                 shapes |= {f"{stem}mlp.fc1": (4 * d, d), f"{stem}mlp.fc2": (d, 4 * d)}

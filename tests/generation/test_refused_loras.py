@@ -199,7 +199,7 @@ def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):
     for tensors, message in (
         (
             kohya(pairs_of(transformer, r"to_q$"), "lora_transformer_"),
-            r"3 of the 3 layers .* trained on another base model",
+            r"4 of the 4 layers .* trained on another base model",
         ),
         (named(wide, "unet."), r"has 99 inputs and 16 outputs, but 16 inputs and 16 outputs in"),
         ({k.replace("unet", "te3"): value for k, value in LAYER.items()}, "tunes text_encoder_3"),
