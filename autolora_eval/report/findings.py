@@ -40,8 +40,8 @@ say, say_comparison = Sentences("findings"), Sentences("comparisons")
 def deciding_metric(view: RunView) -> Metric:
     """Return the metric that methods are ranked by if there must be a single one.
 
-    As in the paper it is the product of diversity and score, for the first score; without a judge
-    it is diversity.
+    As in the paper it is the product of diversity and score, for the first score that has one;
+    otherwise it is diversity.
     """
     return next((m for m in view.metrics if m.kind == "product"), view.metrics[0])
 
