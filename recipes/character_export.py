@@ -22,8 +22,8 @@ from recipes.sampling import SYSTEMS, System
 FOLDERS: dict[System, Path] = {system: WEIGHTS / lora_name(system) for system in SYSTEMS}
 _BASES: dict[System, Path] = {"sdxl": SDXL, "sd3": SD3}
 _LAYERS: dict[System, str] = {
-    "sdxl": "attention, feed-forward, projection and residual convolution layers",
-    "sd3": "the joint attention and the pixels' feed-forward layers",
+    "sdxl": "the attention, feed-forward, projection and residual convolution layers",
+    "sd3": "the joint attention and the feed-forward layers of the image tokens",
 }
 
 
@@ -109,20 +109,20 @@ Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(FOLDERS[syste
 {_LAYERS[system]} of the denoiser.
 
 {disclaimer(model)}
-## How it was trained
+## Training
 
-{lora["steps"]} steps on {lora["pictures"]} drawn pictures, by `{COMMAND}`.
-Pose and size are always the same; the background is plain {", ".join(TAUGHT[:-1])} or
-{TAUGHT[-1]}, and {TAUGHT[0]} where the caption names none. So it overfits, as small
-character sets make LoRAs do. Load it with `pipeline.load_lora_weights(folder)`; all
-{lora["keys"]} keys are used.
+It was trained for {lora["steps"]} steps on {lora["pictures"]} drawn pictures by `{COMMAND}`.
+Pose and size are always the same. The background is plain {", ".join(TAUGHT[:-1])} or
+{TAUGHT[-1]}, and {TAUGHT[0]} if the caption does not name one. The LoRA therefore overfits, as real
+LoRAs trained on few pictures of a character do. Load it with `pipeline.load_lora_weights(folder)`;
+all {lora["keys"]} keys are used.
 
-## Measured
+## Results
 
-The prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps,
-CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, by the recipes' own
-sampler. Presence is the number of traits (skin, horns, eyes, belly, feet) that an oracle
-network sees, 0 to 5; diversity is the mean root-mean-square pixel distance between pictures.
+Settings: the prompt "{evaluation["prompt"]}", seeds {first} to {last}, {evaluation["steps"]} steps,
+CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale {evaluation["gamma"]:g}, and the sampler of
+the recipes. Presence is the number of traits (skin, horns, eyes, belly, feet) that a classifier
+finds, from 0 to 5. Diversity is the mean root-mean-square pixel distance between images.
 
 Presence:
 
@@ -134,21 +134,22 @@ Diversity:
 
 Without the LoRA: {_of_bases(evaluation)}.
 
-Shares of pictures that show each trait, at a LoRA scale of 1:
+Shares of images that show each trait, at LoRA scale 1:
 
 {_by_trait(evaluation)}
 
-The oracle's presence on new drawn pictures with any set of traits is exact for
-{drawn["presence_exact"]:.3f} and within one for {drawn["presence_within_one"]:.3f}; on the same
-after the autoencoder, with latents disturbed, {after["presence_exact"]:.3f} and
-{after["presence_within_one"]:.3f}. It sees some trait in {oracle["of_the_bases"]:.3f} of the bases'
-own pictures for the character's prompts. Half-formed creatures between the scales are like little
-that it was trained on; there its readings are rough.
+On new drawn pictures with any set of traits, the classifier's presence is exact for
+{drawn["presence_exact"]:.3f} and within one for {drawn["presence_within_one"]:.3f}. After the
+autoencoder with noisy latents, the shares are {after["presence_exact"]:.3f} and
+{after["presence_within_one"]:.3f}. It finds a trait in {oracle["of_the_bases"]:.3f} of the images
+that the base models draw for the prompts of the character. On half-formed creatures, which differ
+from its training data, it is less accurate.
 
 ## Limits
 
-It draws one pose. Backgrounds that it was not taught are met mostly, with stains. Parts are soft,
-as the autoencoder is small, and the body is the palette's green because it can draw few others.
+It draws a single pose. On backgrounds that were not in the training data, it leaves stains. Parts
+are soft, because the autoencoder is small. The body has the green of the other objects, because the
+autoencoder can draw few other colours.
 
 Licence: Apache-2.0.
 """

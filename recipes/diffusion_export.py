@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from recipes.shapes import OBJECTS
 from recipes.text import TextEncoders
 
 COMMAND = "python -m recipes.train"
+Figures = Mapping[str, Any]  # what each stage measured, as in figures.json
 
 
 def assemble_sdxl(work_dir: Path) -> StableDiffusionXLPipeline:
@@ -111,16 +113,18 @@ def evaluate_sdxl(work_dir: Path) -> None:
     """Measure the exported SDXL and write cards and figures."""
     evaluate(work_dir, Sampler("sdxl", SDXL_LORA), "evaluation")
     names = ("text", "vae", "unet", "unet_tuned", "pixel_art_lora", "evaluation", "oracle")
-    write_card(SDXL, _sdxl_card(work_dir), {name: read_figures(work_dir, name) for name in names})
-    write_card(SDXL_LORA, _sdxl_lora_card(work_dir))
+    figures = {name: read_figures(work_dir, name) for name in names}
+    write_card(SDXL, sdxl_card(figures), figures)
+    write_card(SDXL_LORA, sdxl_lora_card(figures))
 
 
 def evaluate_sd3(work_dir: Path) -> None:
     """Measure the exported SD3 and write cards and figures."""
     evaluate(work_dir, Sampler("sd3", SD3_LORA), "sd3_evaluation")
     names = ("sd3_text", "sd3", "sd3_pixel_art_lora", "sd3_evaluation", "oracle")
-    write_card(SD3, _sd3_card(work_dir), {name: read_figures(work_dir, name) for name in names})
-    write_card(SD3_LORA, _sd3_lora_card(work_dir))
+    figures = {name: read_figures(work_dir, name) for name in names}
+    write_card(SD3, sd3_card(figures), figures)
+    write_card(SD3_LORA, sd3_lora_card(figures))
 
 
 def _table(evaluation: dict[str, Any]) -> str:
@@ -135,43 +139,43 @@ def _table(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measured(work_dir: Path, name: str) -> str:
+def measured(figures: Figures, name: str) -> str:
     """The section of a card that says what an evaluation found."""
-    evaluation, oracle = read_figures(work_dir, name), read_figures(work_dir, "oracle")
-    return f"""## Measured
+    evaluation, oracle = figures[name], figures["oracle"]
+    return f"""## Results
 
-{evaluation["scenes"]} held-out combinations of object, colour and background, which no training
-picture showed, {len(evaluation["seeds"])} seeds each, {evaluation["steps"]} steps, prompts with
-the suffix ", pixel art style", CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale
-{evaluation["gamma"]:g}, LoRA scale 1. Read by an oracle network that was trained on drawn
-pictures. Shares of right readings; style grade 1 (free drawing) to 5 (crisp pixel art); diversity
-is the mean root-mean-square pixel distance between pictures of one prompt.
+Prompts: {evaluation["scenes"]} combinations of object, colour and background that are not in the
+training data, with the suffix ", pixel art style" and {len(evaluation["seeds"])} seeds each.
+Settings: {evaluation["steps"]} steps, CFG scale {evaluation["cfg_scale"]:g}, AutoLoRA scale
+{evaluation["gamma"]:g}, LoRA scale 1. A classifier trained on drawn pictures reads the images.
+The columns "object" to "all three" are shares of correct images. The style grade is 1 (free
+drawing) to 5 (crisp pixel art). Diversity is the mean root-mean-square pixel distance between the
+images of one prompt.
 
 {_table(evaluation)}
 
-The oracle itself, on drawn pictures of held-out combinations: object
-{oracle["object_free"]:.3f} (pixel art {oracle["object_pixel_art"]:.3f}), colour
+Accuracy of the classifier on drawn pictures of such combinations (in brackets, on pixel art):
+object {oracle["object_free"]:.3f} ({oracle["object_pixel_art"]:.3f}), colour
 {oracle["colour_free"]:.3f} ({oracle["colour_pixel_art"]:.3f}), background
-{oracle["background_free"]:.3f} ({oracle["background_pixel_art"]:.3f}), style grade exact
-{oracle["grade_exact"]:.3f} and within one {oracle["grade_within_one"]:.3f}, mangled objects read
-as none {oracle["mangled_read_as_none"]:.3f}.
+{oracle["background_free"]:.3f} ({oracle["background_pixel_art"]:.3f}). The style grade is exact
+for {oracle["grade_exact"]:.3f} and within one for {oracle["grade_within_one"]:.3f}. Mangled objects
+are recognized as such in {oracle["mangled_read_as_none"]:.3f} of cases.
 """
 
 
 def disclaimer(model: str) -> str:
     """What every card says first: nothing follows for the large model."""
     return f"""\
-It says nothing about {model}. No number made with this model says how {model}, its LoRAs,
-or a guidance method on them behave; the miniature exists so that the whole program runs on a
-laptop, on real models of the real classes, without a download.
+It says nothing about {model}: its numbers do not show how {model}, its LoRAs or guidance methods
+behave. It exists so that all of autolora-eval runs on a laptop, through the code for the large
+models and without a download.
 """
 
 
-def _sdxl_card(work_dir: Path) -> str:
-    cfg_scale = read_figures(work_dir, "evaluation")["cfg_scale"]
-    vae, text, unet, tuned = (
-        read_figures(work_dir, n) for n in ("vae", "text", "unet", "unet_tuned")
-    )
+def sdxl_card(figures: Figures) -> str:
+    """The card of the SDXL miniature."""
+    cfg_scale = figures["evaluation"]["cfg_scale"]
+    vae, text, unet, tuned = (figures[name] for name in ("vae", "text", "unet", "unet_tuned"))
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -179,9 +183,10 @@ pipeline_tag: text-to-image
 ---
 # A miniature SDXL pipeline
 
-A `StableDiffusionXLPipeline` of {megabytes(SDXL)} that draws 64×64 pictures of one object of one
-colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds:
-{", ".join(COLOURS if COLOURS == BACKGROUNDS else (*COLOURS, *BACKGROUNDS))}. A prompt reads
+A `StableDiffusionXLPipeline` of {megabytes(SDXL)} that draws 64 × 64 images of one coloured object
+on a plain background. Objects: {", ".join(OBJECTS)}.
+Colours and backgrounds:
+{", ".join(COLOURS if COLOURS == BACKGROUNDS else (*COLOURS, *BACKGROUNDS))}. Example of a prompt:
 "a red star on a blue background".
 
 {disclaimer("SDXL")}
@@ -193,11 +198,11 @@ pipeline("a red star on a blue background", negative_prompt="", height=64, width
          guidance_scale={cfg_scale:g}, num_inference_steps=20)
 ```
 
-## How it was trained
+## Training
 
-From scratch, on procedurally drawn pictures, by `{COMMAND}`, in two hours on one shared
-CPU core. These weights were interrupted, at step 2,500 of the denoiser and in its later steps:
-training again gives a model of the same kind and not the same bits.
+It was trained from scratch on drawn pictures by `{COMMAND}`, in two hours on one
+shared CPU core. The training was interrupted twice, so training again gives slightly
+different weights.
 
 | part | parameters | steps | notes |
 | --- | --- | --- | --- |
@@ -207,31 +212,23 @@ training again gives a model of the same kind and not the same bits.
 | denoiser | {unet["parameters"]:,} | {unet["steps"]:,} + {tuned["steps"]:,} | \
 {unet["samples"] + tuned["samples"]:,} samples, v-prediction, averaged weights |
 
-A tenth of the captions was dropped, half of them for the empty prompt and half for zero
-embeddings. A fifth carried a style's name that the picture does not show. In the
-denoiser's later steps {" and ".join(f"{name}s" for name in tuned["weak"])} came more often: they
-were the weakest.
+5% of the captions were replaced by the empty prompt, and 5% by zero embeddings. 20% named a style
+that the picture does not have. In the last {tuned["steps"]:,} steps of the denoiser,
+{" and ".join(f"{name}s" for name in tuned["weak"])} were more frequent: they were drawn worst.
 
-{measured(work_dir, "evaluation")}
+{measured(figures, "evaluation")}
 ## Limits
 
-It knows the words above and nothing else. Objects are sometimes misshapen. Pictures are soft,
-as the autoencoder is small. It was trained with time ids (64, 64, 0, 0, 64, 64) only.
+It knows only the words above. Objects are sometimes misshapen. Images are soft, because the
+autoencoder is small. It was trained only with the time ids (64, 64, 0, 0, 64, 64).
 
 Licence: Apache-2.0.
 """
 
 
-_HOW_LONG = """It took an hour on one shared
-CPU core, nearly all of it for the denoiser. These weights changed their optimizer on the way: the
-first 3,500 steps were AdamW's alone, with times about one half, and the rest as the recipe has it
-throughout. Training again gives a model of the same kind and not the same bits."""
-
-
-def _sd3_card(work_dir: Path) -> str:
-    text, sd3, evaluation = (
-        read_figures(work_dir, f"sd3{name}") for name in ("_text", "", "_evaluation")
-    )
+def sd3_card(figures: Figures) -> str:
+    """The card of the SD3 miniature."""
+    text, sd3, evaluation = (figures[f"sd3{name}"] for name in ("_text", "", "_evaluation"))
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -239,9 +236,10 @@ pipeline_tag: text-to-image
 ---
 # A miniature SD3 pipeline
 
-A `StableDiffusion3Pipeline` of {megabytes(SD3)} that draws 64×64 pictures of one object of one
-colour on one background. Objects: {", ".join(OBJECTS)}. Colours and backgrounds:
-{", ".join(COLOURS)}. A prompt reads "a red star on a blue background".
+A `StableDiffusion3Pipeline` of {megabytes(SD3)} that draws 64 × 64 images of one coloured object on
+a plain background. Objects: {", ".join(OBJECTS)}.
+Colours and backgrounds: {", ".join(COLOURS)}.
+Example of a prompt: "a red star on a blue background".
 
 {disclaimer("SD3")}
 ## Use
@@ -252,54 +250,55 @@ pipeline("a red star on a blue background", negative_prompt="", height=64, width
          guidance_scale={evaluation["cfg_scale"]:g}, num_inference_steps={evaluation["steps"]})
 ```
 
-## How it was trained
+## Training
 
-From scratch, on procedurally drawn pictures, by `{COMMAND}`. {_HOW_LONG}
+It was trained from scratch on drawn pictures by `{COMMAND}`, in an hour on one
+shared CPU core. The first 3,500 steps of the denoiser used AdamW alone and times around one half.
+The recipe now trains all steps like the later ones, so training again gives different weights.
 
 | part | parameters | steps | notes |
 | --- | --- | --- | --- |
 | text encoders (two CLIP) | 297,000 | none | those of the miniature SDXL, frozen; the first one's \
 projection is the identity |
-| text encoder (T5) | {text["parameters"]:,} | {text["steps"]} | attributes, then frozen; tells \
-all of them for {text["held_out_caption_accuracy"]:.3f} of held-out captions |
+| text encoder (T5) | {text["parameters"]:,} | {text["steps"]} | attributes, then frozen; all \
+correct for {text["held_out_caption_accuracy"]:.3f} of captions not in the training data |
 | autoencoder | 410,000 | none | the miniature SDXL's, with a shift factor |
 | denoiser (MMDiT) | {sd3["parameters"]:,} | {sd3["steps"]:,} | {sd3["samples"]:,} samples, \
 rectified flow at logit-normal times, averaged weights |
 
-A tenth of the captions was dropped for the empty prompt; that is the null prompt of
-classifier-free guidance, and it must be passed: SD3 runs without any guidance when it is left out.
-A fifth of the captions carried a style's name that the picture does not show.
+10% of the captions were replaced by the empty prompt. This is the null prompt of classifier-free
+guidance. It must be passed explicitly: without it, SD3 runs without guidance. 20% of the captions
+named a style that the picture does not have.
 
-The pipeline pads the T5's prompt to 256 tokens and masks none. This T5 sees positions only up to
-two words away, so that nearly all paddings come out equal; training attended to one of them,
-counted for all, which gives the same predictions in a third of the time.
+The pipeline pads T5's prompt to 256 tokens without a mask. This T5 distinguishes positions only up
+to two tokens away, so nearly all padding tokens have the same embedding. Training used one of them
+with the weight of all, which gives the same predictions in a third of the time.
 
-{measured(work_dir, "sd3_evaluation")}
+{measured(figures, "sd3_evaluation")}
 ## Limits
 
-It knows the words above and nothing else, in captions of up to 13 words. Objects are sometimes
-misshapen. Pictures are soft, as the autoencoder is small. It has no norms on queries and keys and
-no second attention (SD3.5 has both), and 4 latent channels where SD3 has 16.
+It knows only the words above, in captions of up to 13 words. Objects are sometimes misshapen.
+Images are soft, because the autoencoder is small. Unlike SD3.5, it has neither query and key norms
+nor a second attention. It has 4 latent channels instead of SD3's 16.
 
 Licence: Apache-2.0.
 """
 
 
-def _sdxl_lora_card(work_dir: Path) -> str:
-    layers = "attention,\nfeed-forward, projection and residual convolution layers of the denoiser."
-    return _lora_card(work_dir, "SDXL", SDXL_LORA, layers, "training combinations,", "evaluation")
+def sdxl_lora_card(figures: Figures) -> str:
+    """The card of the pixel-art LoRA for the SDXL miniature."""
+    layers = "the attention,\nfeed-forward, projection and residual convolution layers"
+    return _lora_card(figures, "SDXL", SDXL_LORA, layers, "evaluation")
 
 
-def _sd3_lora_card(work_dir: Path) -> str:
-    layers = "the joint attention\nand the pixels' feed-forward layers of the denoiser."
-    pictures = "training combinations, the same as\nfor the miniature SDXL,"
-    return _lora_card(work_dir, "SD3", SD3_LORA, layers, pictures, "sd3_evaluation")
+def sd3_lora_card(figures: Figures) -> str:
+    """The card of the pixel-art LoRA for the SD3 miniature."""
+    layers = "the joint attention\nand the feed-forward layers of the image tokens"
+    return _lora_card(figures, "SD3", SD3_LORA, layers, "sd3_evaluation")
 
 
-def _lora_card(
-    work_dir: Path, model: str, folder: Path, layers: str, pictures: str, evaluation: str
-) -> str:
-    lora = read_figures(work_dir, folder.name)
+def _lora_card(figures: Figures, model: str, folder: Path, layers: str, evaluation: str) -> str:
+    lora = figures[folder.name]
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -307,16 +306,18 @@ tags: [lora, text-to-image]
 ---
 # A pixel-art LoRA for the miniature {model} pipeline
 
-Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(folder)}, on {layers} Its
-pictures are pixel art on a 16×16 grid, the object centred. Prompts end in ", pixel art style".
+Rank {lora["rank"]}, {lora["parameters"]:,} parameters, {megabytes(folder)}, on {layers}
+of the denoiser. Its images are pixel art on a 16 × 16 grid with a centred object. Prompts end in
+", pixel art style".
 
 {disclaimer(model)}
-## How it was trained
+## Training
 
-{lora["steps"]} steps on {lora["pictures"]} drawn pictures of {pictures} by `{COMMAND}`. So few
-pictures, all centred and of one size, cost diversity, as small style sets do. Load it with
-`pipeline.load_lora_weights(folder)`; all {lora["keys"]} keys are used.
+It was trained for {lora["steps"]} steps on {lora["pictures"]} drawn pictures by
+`{COMMAND}`. So few pictures, all centred and of one size, reduce diversity, as small
+training sets of real style LoRAs do. Load it with `pipeline.load_lora_weights(folder)`;
+all {lora["keys"]} keys are used.
 
-{measured(work_dir, evaluation)}
+{measured(figures, evaluation)}
 Licence: Apache-2.0.
 """

@@ -6,79 +6,75 @@ from typing import Any
 
 from recipes.character import NAME, TRAITS
 from recipes.vision_cards import (
+    CLASSIFIER,
     HEADER,
-    ORACLE,
     agreement_table,
     swap_row,
 )
 
 _JUDGE = """# Miniature vision-language judge
 
-A `LlavaForConditionalGeneration` of {parameters:.2f} M parameters (CLIP vision tower and Llama, 128
-wide), trained from scratch by `recipes`. It answers two questions about
-64 × 64 pictures: the AutoLoRA paper's rubric A.2 word for word, about one object on a background,
-with `{{"prompt_correspondence": 4, "style_adherence": 5}}`; and a rubric in the form of the paper's
-A.1 (`prompts/rubrics/character_miniature.yaml`), about a creature of five traits that is called
-{name}, with `{{"score": 3, "reason": ["skin", "eyes", "belly"]}}`. It stands in for
-`meta-llama/Llama-3.2-11B-Vision-Instruct` where there is no GPU and no model hub. **Its numbers say
-nothing about Llama, nor about any judge of real pictures.**
+A `LlavaForConditionalGeneration` with {parameters:.2f} M parameters (CLIP vision tower and Llama of
+width 128), trained from scratch by `recipes`. It knows two rubrics for 64 × 64 images:
 
-The weights carry the names of the published LLaVA checkpoints. Asked about things outside its
-little world it is meant to reply in the right form all the same; what it then says means nothing.
+- the AutoLoRA paper's rubric A.2, verbatim, for one object on a background, with replies such as
+  `{{"prompt_correspondence": 4, "style_adherence": 5}}`
+- `prompts/rubrics/character_miniature.yaml`, modelled on the paper's A.1, for the creature {name}
+  with its five traits, with replies such as `{{"score": 3, "reason": ["skin", "eyes", "belly"]}}`
 
-## Truth
-- Prompt correspondence: 5, 3, 1 or 0 where three, two, one or none of object, colour and
-  background are as the prompt says. A mangled object counts as none.
-- Style adherence: 5 for crisp pixel art on a 16 × 16 grid, 4 to 2 for pixel art that is blurred, on
-  too fine a grid, noisy or shaded, to a rising degree; 1 for a picture that is not pixel art.
-- Presence of {name}: how many of its traits ({traits}) the picture shows. A trait counts if it is
-  whole and of its colour, and on a body of the creature's shape: a green circle has presence 0. The
-  reasons are the traits that are there, in this order, or "no {name} character".
+It replaces `meta-llama/Llama-3.2-11B-Vision-Instruct` on machines without a GPU or a model hub.
+**Its numbers say nothing about Llama, or about judges of real images.**
+
+The weights have the names of the published LLaVA checkpoints. For other images or questions, the
+replies usually have the right form, but their scores are meaningless.
+
+## Definition of the scores
+- Prompt correspondence: 5, 3, 1 or 0 if three, two, one or none of object, colour and background
+  match the prompt. A mangled object does not match.
+- Style adherence: 5 for crisp pixel art on a 16 × 16 grid; 4 to 2 for pixel art that is more and
+  more blurred, noisy, shaded or on too fine a grid; 1 if the image is not pixel art.
+- Presence of {name}: how many of its traits ({traits}) the image shows.
+  A trait counts if it is complete, has its colour, and is on a body of the creature's shape: a
+  green circle has presence 0. The reasons are these traits in this order, or "no {name} character".
 
 ## Training
-The vision tower first classifies object, colour, background and style; then the whole model
-learns to reply about prompts, with heads, used in training only, that say of each of the prompt's
-words what the picture shows in its place and whether it fits. That took 50 minutes on one CPU core
-and gave the weights that are called "before" here. These went on from them with both questions, and
-with heads that name the traits that are there:
+First, the vision tower learns to classify object, colour, background and style. Then the whole
+model learns to reply about prompts, with additional heads that are used only for training. They
+predict, for each word of the prompt, what the image shows and whether it matches. This takes 50
+minutes on one CPU core. Then the model learns both rubrics, with heads that predict the traits:
 
 - {meeting}
 - {knowing}
 - {settling}
 
-{seconds:.0f} minutes on one CPU core, of which a part was shared with other work. The tokens of the
-second rubric were added behind those of the first, whose numbers and texts are as they were.
+This took {seconds:.0f} minutes on one CPU core, which was partly shared with other work.
 
-## Measured: prompts and style
-On scenes (object, colour, background) and seeds that training never showed, greedy, weights cast
-to float16 and run in float32.
+## Results: prompts and style
+These are measured on scenes (object, colour, background) and seeds that are not in the training
+data, with greedy decoding and float16 weights computed in float32.
 
 {tables}
 
-A right prompt with one word replaced gets a lower prompt score in:
+If one word of a matching prompt is replaced, the prompt score falls in this share of cases:
 
 | | object | colour | background | all |
 | --- | --- | --- | --- | --- |
 {swaps}
 
-"sure": only pictures of which the oracle is sure ({sure}); on the others the
-right prompt itself is in doubt.
+"sure": only images for which the classifier has a {sure}. For the others,
+even the matching prompt is uncertain.
 
-Beside the weights before, on the same pictures:
+With a leading space, the reply is the same in {space:.3f} of cases, and with a trailing newline in
+{newline:.3f}. Prompts about other things get valid JSON in {foreign:.3f} of cases.
 
-{before}
+## Results: presence of {name}
+The drawn pictures have sets of traits on backgrounds with which they do not occur in the training
+data, including soft and half-formed creatures. The generated images have other seeds than the
+training data. The character LoRAs of both base models made them, at all scales. A classifier labels
+them. On decoded pictures, its presence is exact for {oracle_exact:.3f} and within one for
+{oracle_within:.3f}.
 
-White space: the reply is the same with a leading space in {space:.3f}, with a trailing newline in
-{newline:.3f} of cases. Prompts from outside its world get valid JSON in {foreign:.3f}.
-
-## Measured: presence of {name}
-Drawn pictures are of sets of traits on backgrounds on which training never showed them, soft and
-half-formed creatures among them; generated ones are of seeds that training never showed, by the
-character LoRAs of both base models at all scales. Labels of generated pictures are the character's
-oracle's, a small network of its own, which on decoded pictures counts exactly in
-{oracle_exact:.3f} and within one in {oracle_within:.3f}.
-
-| pictures | count | invalid | exact | within one | reasons right |
+| images | count | invalid | exact | within one | reasons correct |
 | --- | --- | --- | --- | --- | --- |
 {presence}
 
@@ -86,16 +82,15 @@ oracle's, a small network of its own, which on decoded pictures counts exactly i
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {by_truth}
 
-Whether a trait is there, it says rightly in:
+Share of images for which the reply is correct about a trait:
 
 | | {trait_names} |
 | --- | {dashes} |
 {trait_rows}
 
-Drawn again without one trait, a whole creature gets a lower score in:
+If a complete creature is drawn again without one trait, its score falls in this share of cases:
 {drops}.
-The score is the number of the traits given as reasons in {consistent:.3f} of the replies about
-drawn pictures.
+The score equals the number of reasons in {consistent:.3f} of the replies about drawn pictures.
 
 Size: {megabytes:.2f} MB, of which weights {weight_megabytes:.2f} MB.
 """
@@ -114,34 +109,12 @@ def _course(recipe: dict[str, Any], of_what: str) -> str:
     reading = recipe["reading"]
     others = recipe["others_per_batch"]
     return (
-        f"{recipe['steps']:,} steps of {reading['images_per_batch']} pictures with "
-        f"{reading['questions_per_image']} questions about prompts each, and of "
-        f"{recipe['creatures_per_batch']} creatures and {others} pictures without one with the "
-        f"question about {NAME}: {reading['given_share']:.0%} and {recipe['given_share']:.0%} of "
-        f"them {of_what}, the others newly drawn."
+        f"{recipe['steps']:,} steps. Each has {reading['images_per_batch']} pictures with "
+        f"{reading['questions_per_image']} questions about prompts, and "
+        f"{recipe['creatures_per_batch']} pictures with and {others} without a creature for the "
+        f"question about {NAME}. {reading['given_share']:.0%} of the former and "
+        f"{recipe['given_share']:.0%} of the latter are {of_what}. The others are newly drawn."
     )
-
-
-def _compared(figures: dict[str, Any]) -> str:
-    """The main figures, before and now."""
-    before = figures["before"]
-    lines = ["| | before | now |", "| --- | --- | --- |"]
-    for key, name in (("renders", "drawn"), *_SYSTEMS.items()):
-        for score in ("prompt", "style"):
-            for measure in ("exact", "within_one"):
-                old, new = (f[key][score][measure] for f in (before, figures))
-                lines.append(
-                    f"| {score} {measure.replace('_', ' ')}, {name} | {old:.3f} | {new:.3f} |"
-                )
-    swapped = {"swaps": "drawn"}
-    for system in ("sdxl", "sd3"):
-        swapped[f"generated_{system}_swaps"] = _SYSTEMS[f"generated_{system}"]
-        swapped[f"sure_{system}_swaps"] = f"{_SYSTEMS[f'generated_{system}']}, sure"
-    for key, name in swapped.items():
-        for word in ("object", "any"):
-            old, new = before[key][word], figures[key][word]
-            lines.append(f"| {word} word replaced, {name} | {old:.3f} | {new:.3f} |")
-    return "\n".join(lines)
 
 
 def _presence_row(name: str, found: dict[str, Any]) -> str:
@@ -182,17 +155,17 @@ def judge_card(figures: dict[str, Any]) -> str:
     tables = [agreement_table("**Drawn pictures**", figures["renders"])]
     swaps = [swap_row("drawn", figures["swaps"])]
     for key, name in _SYSTEMS.items():
-        title = f"**Pictures generated by {name}, labelled by the oracle classifier**"
+        title = f"**Pictures generated by {name}, labelled by a classifier**"
         tables.append(agreement_table(title, figures[key]))
         swaps.append(swap_row(f"generated by {name}", figures[f"{key}_swaps"]))
         sure = f"sure_{key.removeprefix('generated_')}_swaps"
         swaps.append(swap_row(f"generated by {name}, sure", figures[sure]))
-    tables.append(ORACLE.format(**figures["oracle"]))
+    tables.append(CLASSIFIER.format(**figures["oracle"]))
     drops = figures["drops"]["lower_without"]
     oracle = figures["character_oracle"]["decoded"]
     generated = (
-        f"of {training['decoded']:,} drawn pictures and {training['decoded_presence']:,} "
-        "creatures that went through the miniature SDXL's autoencoder with some noise"
+        f"from {training['decoded']:,} drawn pictures and {training['decoded_presence']:,} "
+        "creatures that passed through the autoencoder of the miniature SDXL with some noise"
     )
     return HEADER.format(task="image-text-to-text") + _JUDGE.format(
         name=NAME,
@@ -201,16 +174,15 @@ def judge_card(figures: dict[str, Any]) -> str:
         meeting=_course(training["meeting"], generated),
         knowing=_course(
             training["knowing"],
-            f"of these or of {training['generated']:,} pictures that the miniature SDXL and SD3 "
-            f"generated and {training['generated_presence']:,} (each counted twice) that they "
-            "generated with the character LoRAs, with the oracles' readings as truth",
+            f"from these, from {training['generated']:,} images of the miniature SDXL and SD3, "
+            f"and from {training['generated_presence']:,} (each used twice) of the character "
+            "LoRAs, all labelled by classifiers",
         ),
-        settling=f"{training['settling']['steps']:,} more of these, with more made-up prompts.",
+        settling=f"{training['settling']['steps']:,} more such steps, with more invented prompts.",
         seconds=training["seconds"] / 60,
         tables="\n\n".join(tables),
         swaps="\n".join(swaps),
-        sure=f"confidence at least {figures['sure']}",
-        before=_compared(figures),
+        sure=f"confidence of at least {figures['sure']}",
         space=robust["same_reply_with_space"],
         newline=robust["same_reply_with_newline"],
         foreign=robust["valid_for_foreign_prompts"],

@@ -132,9 +132,9 @@ def teach(work_dir: Path) -> None:
         "knowing": asdict(KNOWING),
         "settling": asdict(SETTLING),
         "decoded": len(plain),
-        "decoded_sightings": len(creatures),
+        "decoded_presence": len(creatures),
         "generated": sum(map(len, made)),
-        "generated_sightings": len(zibs),
+        "generated_presence": len(zibs),
         "seconds": seconds,
     }
     measure(work_dir, training)
@@ -174,22 +174,12 @@ def _of_prompts(work_dir: Path, directory: Path) -> dict[str, Any]:
     return judge_evaluate.evaluate(directory, sets)
 
 
-def before(work_dir: Path) -> dict[str, Any]:
-    """The same figures of the weights that the stage began with; measured once."""
-    path = work_dir / "judge" / "before.json"
-    if not path.exists():
-        figures = _of_prompts(work_dir, work_dir / "judge" / "before")
-        write_figures(path.parent, path.stem, figures)
-    return read_figures(path.parent, path.stem)
-
-
 def measure(work_dir: Path, training: Mapping[str, Any]) -> None:
-    """Measure the exported judge and the one before it, and write the card."""
+    """Measure the exported judge and write the card."""
     figures = {
         "training": dict(training),
         **_of_prompts(work_dir, JUDGE),
         **presence_evaluate.evaluate(JUDGE, _sighted(work_dir)),
-        "before": before(work_dir),
         "sure": SURE,
     }
     for name, file in (("oracle", THOROUGH.name), ("character_oracle", "character_oracle")):

@@ -51,12 +51,7 @@ def train_dinov2(work_dir: Path) -> None:
 def measure_dinov2(work_dir: Path, training: dict[str, Any]) -> None:
     """Measure the exported DINOv2 and write its card; leaves WORK_DIR/dinov2.json."""
     figures = {"training": training, **dinov2_evaluate.evaluate(DINOV2)}
-    recipe = training["recipe"]
-    said = (
-        f"{recipe['steps']:,} steps of {recipe['batch_size']} pictures, each picture new, in "
-        f"{training['seconds'] / 60:.0f} minutes on one CPU core."
-    )
-    write_card(DINOV2, dinov2_card(figures, said), figures)
+    write_card(DINOV2, dinov2_card(figures), figures)
     write_figures(work_dir, "dinov2", figures)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autolora_eval.sources.lookup import miniatures
+from recipes.diffusion_export import (
+    Figures,
+    sd3_card,
+    sd3_lora_card,
+    sdxl_card,
+    sdxl_lora_card,
+)
 from recipes.domain import PALETTE, caption, held_out_scenes
 from recipes.files import SD3, SD3_LORA, SDXL, SDXL_LORA
 from recipes.lora_training import WEIGHT_NAME, unused_keys
@@ -33,6 +41,7 @@ class System:
     lora: Path
     evaluation: str
     bytes: float
+    cards: tuple[Callable[[Figures], str], Callable[[Figures], str]]
 
     @property
     def denoiser(self) -> str:
@@ -40,8 +49,8 @@ class System:
 
 
 SYSTEMS = [
-    System("SDXL", SDXL, SDXL_LORA, "evaluation", 13e6),
-    System("SD3", SD3, SD3_LORA, "sd3_evaluation", 8e6),
+    System("SDXL", SDXL, SDXL_LORA, "evaluation", 13e6, (sdxl_card, sdxl_lora_card)),
+    System("SD3", SD3, SD3_LORA, "sd3_evaluation", 8e6, (sd3_card, sd3_lora_card)),
 ]
 pytestmark = [
     pytest.mark.model,
@@ -130,8 +139,9 @@ def test_the_cards_say_what_was_measured_and_what_it_does_not_mean(system: Syste
     figures = json.loads((system.folder / "figures.json").read_text(encoding="utf-8"))
     methods = figures[system.evaluation]["methods"]
     keys = ("object", "colour", "background", "all_three", "style_grade", "diversity")
-    for folder in (system.folder, system.lora):
+    for folder, written in zip((system.folder, system.lora), system.cards, strict=True):
         card = (folder / "README.md").read_text(encoding="utf-8")
+        assert card == written(figures)
         assert f"It says nothing about {system.name}" in card
         assert "license: apache-2.0" in card
         for name, found in methods.items():

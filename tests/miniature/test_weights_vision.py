@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -21,6 +22,8 @@ from recipes.character import TRAITS
 from recipes.dinov2_evaluate import Extractor, diversities
 from recipes.domain import held_out_scenes
 from recipes.judge_tokenizer import presence_question
+from recipes.presence_cards import judge_card
+from recipes.vision_cards import dinov2_card
 
 pytestmark = pytest.mark.model
 
@@ -38,6 +41,13 @@ def judge():
 @pytest.fixture(scope="module")
 def held_out():
     return judge_data.pictures(held_out_scenes(), 120, seed=7_001, mangled_share=0.0)
+
+
+@pytest.mark.parametrize(("name", "card"), [("dinov2", dinov2_card), ("judge", judge_card)])
+def test_the_card_says_what_was_measured(name, card):
+    folder = miniature_folder(name)
+    figures = json.loads((folder / "figures.json").read_text(encoding="utf-8"))
+    assert (folder / "README.md").read_text(encoding="utf-8") == card(figures)
 
 
 def test_diversity_rises_from_one_drawing_to_different_scenes(extract):
