@@ -119,7 +119,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, 2**30)
-        library.mallopt(_M_TRIM_THRESHOLD, -1)  # never
+        library.mallopt(_M_TRIM_THRESHOLD, -1)  # never trim
 
 
 # On mps and CPUs torch has no OutOfMemoryError, but a RuntimeError with one of these phrases.

@@ -105,7 +105,7 @@ def release_frames(error: BaseException | None) -> None:
             while frame is not None:
                 try:
                     frame.clear()
-                except RuntimeError:  # it is running, and so are its callers
+                except RuntimeError:  # the frame and its callers are running
                     break
                 frame = frame.f_back
         error = error.__cause__ or error.__context__

@@ -19,7 +19,7 @@ from typing import Any
 from autolora_eval._errors import AutoLoRAEvalError
 
 Json = dict[str, Any]
-# A stage leaves this free for its last files and for rewriting a list.
+# Each stage leaves this much disk space for its last files.
 SPARE_BYTES = 50_000_000
 _PARTIAL = ".partial-"
 LOCK = ".lock"
@@ -73,7 +73,7 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in made:
-            with suppress(OSError):  # not empty
+            with suppress(OSError):  # the folder is not empty
                 path.rmdir()
         raise
 
@@ -118,7 +118,7 @@ def writing(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 
 def _locked(folder: Path, lock: Path) -> int:
-    """Open and lock the file, and write into it who holds it."""
+    """Open and lock the file, and write the holder into it."""
     import fcntl
     import socket
 
@@ -142,7 +142,7 @@ def _locked(folder: Path, lock: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its last holder has just removed it
+        os.close(handle)  # another process has just removed the lock file
 
 
 def _remove_partial(folder: Path) -> None:

@@ -30,7 +30,7 @@ from autolora_eval.runs.images import cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.judgement_store import JudgementFile
 
-# Of an archive that was unpacked.
+# The two files of an archive that a run does not have.
 CARD, HASHES = "README.md", "SHA256SUMS"
 # What a run writes besides the files with a checksum and the images.
 _WRITTEN = (
@@ -147,7 +147,7 @@ def pack(run: Path, output: Path | None = None) -> Path:
 
 def _add(archive: ZipFile, name: str, content: Path | bytes) -> str:
     """Add an entry whose time and mode are always the same, and return its SHA-256."""
-    entry = ZipInfo(name)  # of 1980
+    entry = ZipInfo(name)  # its default time is in 1980
     entry.create_system, entry.external_attr = 3, _MODE
     if isinstance(content, bytes):
         archive.writestr(entry, content)
@@ -188,7 +188,7 @@ def _unpack(path: Path, folder: Path) -> Iterator[Finding]:
                 except (BadZipFile, EOFError) as error:
                     yield Finding("changed", entry.filename, str(error))
     except (BadZipFile, EOFError, NotImplementedError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before its start
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset before its start
             raise
         raise UsageError(
             f"'{path}' is neither a run folder nor an archive of one, or it is damaged: {error}."

@@ -223,7 +223,7 @@ def bootstrap_interval(
         return Interval(reason=f"an interval needs at least {MIN_UNITS} {unit}s, has {n_units}")
     every, rng = np.arange(n_units, dtype=np.intp), np.random.default_rng(SEED)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what scipy warns of is answered below, with a reason
+        warnings.simplefilter("ignore")  # what scipy warns of has a reason below
         drawn = np.asarray(
             [statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)]
         )
@@ -232,7 +232,7 @@ def bootstrap_interval(
         low, high = bca_interval(drawn, statistic(every), without)
     if np.isnan(drawn).any():
         return Interval(reason=f"no interval: undefined in some resamples of {n_units} {unit}s")
-    if np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():  # what is left is rounding
+    if np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():  # only rounding errors are left
         return Interval(reason=f"no interval: the same in every resample of {n_units} {unit}s")
     if not (np.isfinite(low) and np.isfinite(high)):
         return Interval(reason=f"no interval: resamples of {n_units} {unit}s are too much alike")

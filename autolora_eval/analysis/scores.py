@@ -142,7 +142,7 @@ def rubric_of(manifest: RunManifest) -> Rubric | None:
 
 
 def as_said(row: Json, rubric: Rubric | None) -> Json:
-    """Return a judgement with the scores that are read anew from the judge's reply.
+    """Return a judgement with scores parsed again from the judge's reply.
 
     A judgement without scores has none, whatever was said.
     """

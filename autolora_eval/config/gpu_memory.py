@@ -89,9 +89,9 @@ GIB = 2**30
 RESERVE = GIB
 CARDS_GIB = (8, 12, 16, 24, 48, 80)
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Tensors of a layer's width that are alive beside a GEGLU's own 16, or 24 with a LoRA on it.
+# Tensors of a layer's width in memory besides a GEGLU's own 16, or 24 with a LoRA on it.
 _BESIDE_GEGLU = 5
-# Tensors of the hidden size that are alive in a transformer's feed-forward layer.
+# Tensors of the hidden size in memory in a transformer's feed-forward layer.
 _IN_FEED_FORWARD = 15
 # A batch for which one pass for all predictions is as fast or faster on a CPU: measured at 64 × 64,
 # where it took 0.88 of the time of two for 4 images, 0.92 for 8 and 0.95 for 16 on SDXL, and 0.99

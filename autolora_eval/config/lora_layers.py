@@ -103,7 +103,7 @@ def with_lora_files(model: ResolvedModel) -> ResolvedModel:
 
 
 def check_tuned_layers(model: ResolvedModel) -> None:
-    """Refuse a LoRA of which a text encoder or a layer is not in the pipeline, or of other size."""
+    """Refuse a LoRA of a text encoder or layer that the pipeline lacks or has in another size."""
     files = [lora.file for lora in model.loras if lora.file is not None]
     parts = read_config(model.layout, INDEX) if files else {}
     is_listed = "unet" in parts or "transformer" in parts

@@ -16,7 +16,7 @@ from autolora_eval.sources.model_source import ADAPTER_CONFIG
 # The denoiser of the pipeline, or one of its text encoders.
 Component = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_3"]
 
-# A pattern such as (a+)+ may take for ever.
+# A pattern such as (a+)+ may never finish.
 _ENDLESS = re.compile(r"\)[*+{]")
 
 

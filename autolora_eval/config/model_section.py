@@ -247,7 +247,7 @@ def check_size(model: ResolvedModel) -> None:
 
 
 def check_variant(model: ResolvedModel, files: Iterable[str] | None = None) -> None:
-    """Refuse a pipeline of which a component lacks the variant that is asked for.
+    """Refuse a pipeline if one of its components lacks the requested variant.
 
     `files` are those of a pipeline on the hub, as the hub lists them.
     """

@@ -29,7 +29,7 @@ _CLIP_WORDS = (
 )
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _NEGATIVE = "negative prompt"
-_NO_LIMIT = 10**30  # as transformers
+_NO_LIMIT = 10**30  # as in transformers
 _LISTED = 5  # prompts that a message names
 _SHOWN = 30  # characters on each side of a cut
 

@@ -47,7 +47,7 @@ from autolora_eval.guidance.denoiser_state import (
 )
 
 ADAPTER = "autolora_eval"
-# The prompt of the latents that tell whether a model has changed.
+# The prompt of the latents that show whether a model has changed.
 CANARY = "a canary"
 # The denoiser's input name for each embedding that a text-encoder block makes.
 _EMBEDDINGS = {

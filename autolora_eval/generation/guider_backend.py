@@ -23,7 +23,7 @@ from autolora_eval.guidance.method import GuiderMethod
 from autolora_eval.runs.images import SECONDS
 from autolora_eval.runs.manifest import ImageJob
 
-# A drift is a difference this many times that between two runs of the unchanged model.
+# A drift is a difference of this many times the difference between two unchanged runs.
 _MARGIN = 8.0
 Todo = tuple[ImageDataset, Sequence[ImageJob]]
 

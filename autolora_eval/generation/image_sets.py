@@ -272,7 +272,7 @@ class _Prompts:
         self.prompts = prompts = list(folders)
         self._by_text = _index(prompts, lambda prompt: {_one_line(prompt)})
         self._by_folder = _index(prompts, lambda prompt: {folders[prompt]})
-        # Scripts often drop all but ASCII from a file name, as `slug` does.
+        # Scripts often remove other characters than ASCII from file names, as `slug` does.
         self._by_letters = _index(
             prompts, lambda prompt: {_letters(prompt), _letters(slug(prompt))}
         )

@@ -166,7 +166,7 @@ def _in_srgb(image: Image.Image) -> tuple[Image.Image, str] | None:
     except (ImageCms.PyCMSError, OSError):  # damaged, or the profile of another mode
         return None
     assert found is not None
-    del found.info[_PROFILE]  # holds the time: the copy would have other bytes each time
+    del found.info[_PROFILE]  # contains the time: each copy would have other bytes
     if plain.mode != "CMYK":
         change = np.asarray(ImageChops.difference(found, as_rgb(plain)))
         if change.max() <= _SAME_COLOUR:

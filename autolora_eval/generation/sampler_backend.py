@@ -29,7 +29,7 @@ from autolora_eval.guidance.method import SamplerMethod
 from autolora_eval.runs.images import SECONDS, single_colour
 from autolora_eval.runs.manifest import ImageJob
 
-# If so many first images of a cell fail, the others are not tried: each may take a minute.
+# If this many first images of a cell fail, the others are not tried: each may take a minute.
 GIVE_UP_AFTER = 8
 _NOT_TRIED = "not tried"
 

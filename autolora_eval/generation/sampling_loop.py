@@ -31,7 +31,7 @@ from PIL import Image
 from autolora_eval.plugins.third_party import third_party_frame
 from autolora_eval.runs.images import single_colour
 
-REASON_LENGTH = 200  # of a failure
+REASON_LENGTH = 200  # characters kept of the reason of a failure
 _BLOCK = "text_encoder"
 # The outputs of a pipeline's text-encoder block, by name.
 Embeddings = dict[str, Any]

@@ -219,7 +219,7 @@ def _run(
         failures = [model.out_of_memory(work[0].kind)]
     for failure in failures:
         release_frames(failure)
-    free_memory()  # outside of the clause, whose exception holds the model
+    free_memory()  # not in the except clause, where the exception still refers to the model
     return failures
 
 

@@ -61,7 +61,7 @@ def batched(
         del denoiser.forward
         if before is not None:
             denoiser.forward = before
-        guider.cleanup_models(denoiser)  # after an exception a LoRA may be off
+        guider.cleanup_models(denoiser)  # after an exception, a LoRA may still be turned off
 
 
 def predicts_independently(guider: BaseGuidance) -> bool:

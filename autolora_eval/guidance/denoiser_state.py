@@ -93,7 +93,7 @@ def merge_lora(networks: Sequence[torch.nn.Module], adapter: str, scale: float) 
 
 
 def set_lora_scale(networks: Sequence[torch.nn.Module], adapter: str, scale: float) -> None:
-    """Put an adapter at a scale: α of equation (2), which multiplies alpha / r of each layer.
+    """Set the scale of an adapter: α of equation (2), which multiplies alpha / r of each layer.
 
     diffusers' `set_adapters` takes a scale of 0 for 1.
     """

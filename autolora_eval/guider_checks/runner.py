@@ -190,7 +190,7 @@ def check_command(
     Raises:
         UsageError: if there is no such guider, or a parameter is wrong.
     """
-    # The line comes first: all after it imports for seconds.
+    # This line is printed first, because the imports below take seconds.
     with progress.status("Loading diffusers …") as status, uncollected(), quiet_libraries():
         import torch
 

@@ -220,17 +220,17 @@ class ExtractorProcess:
     def __init__(self, benchmark: Path, key: str, gpu_share: float) -> None:
         code = f"import sys; from {__name__} import serve; serve(*sys.argv[1:])"
         self._process = subprocess.Popen(
-            # -P: no module of the working folder takes the place of a library
+            # -P: a module in the working folder must not hide a library
             [sys.executable, "-P", "-c", code, str(benchmark.resolve()), key, str(gpu_share)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,  # Ctrl-C is for this process
+            start_new_session=True,  # Ctrl-C must reach only this process
         )
 
     def __call__(self, batch: Batch) -> Extracted:
-        """Return what became of a batch.
+        """Return the result of a batch.
 
         Raises:
             EOFError, OSError: if the process has failed or was cancelled.
@@ -256,10 +256,10 @@ class ExtractorProcess:
 def serve(benchmark: str, key: str, gpu_share: str) -> None:
     """Extract the batches of the process that started this one, until it closes the pipe."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is not a result
+    os.dup2(2, 1)  # prints of libraries must not get into the results
     settings = feature_settings(make_plan(load_benchmark(benchmark)))
     if settings.key != key:
-        return  # a file was changed meanwhile
+        return  # a file has changed since the process was started
     if (device := choose_device(settings.device)).startswith("cuda"):
         limit_memory(device, float(gpu_share))
     extract = FeatureMaker(settings)

@@ -214,10 +214,10 @@ class RayEngine:
         )
 
     def _connect(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls notices errors
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no statistics
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray logs notices as errors
         import ray
-        from ray.exceptions import RayError  # its refusal of a token is one
+        from ray.exceptions import RayError  # also raised if a token is refused
 
         if ray.is_initialized():
             return
@@ -300,7 +300,7 @@ class _SpreadJudge:
     """A judge of transformers in each process of the cluster."""
 
     def __init__(self, settings: JudgeSettings, engine: RayEngine) -> None:
-        self._here = transformers_judge(settings)  # without its weights
+        self._here = transformers_judge(settings)  # loads no weights
         self._settings, self._engine = settings, engine
         self.identity, self.facts = self._here.identity, self._here.facts
         self.close = self._here.close

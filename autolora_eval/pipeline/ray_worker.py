@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # (unit, function that fetches a file of the run folder) → the unit with the fetched files.
 At = Callable[[Any, Callable[[Path], Path]], Any]
-# The result of a unit, and the files that the machine of the command does not have yet.
+# The result of a unit, and its new files for the machine that runs the command.
 Done = tuple[Any, dict[str, bytes]]
 
 
@@ -202,13 +202,13 @@ class Share(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What became of a share."""
+    """The result of a share."""
 
     cell: str
     rows: list[Json]
     failures: dict[str, str]  # why an image could not be made, by `file_name`
-    error: str | None  # why the model or a guider could not go on
-    pipeline: Json  # what the manifest records of it
+    error: str | None  # why the model or a guider failed
+    pipeline: Json  # what the manifest records about the pipeline
 
 
 @dataclass

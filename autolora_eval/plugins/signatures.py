@@ -87,7 +87,7 @@ def _buildable(annotation: Any) -> Any:  # noqa: ANN401
     if origin is Annotated:
         return _buildable(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        # A class knows what its map may contain, so a bare map beside it would accept too much.
+        # A class checks its keys. A plain mapping as an alternative would accept any.
         others = [a for a in arguments if (typing.get_origin(a) or a) not in (dict, Mapping)]
         has_class = any(_is_other_class(a) for a in others)
         return typing.Union[tuple(map(_buildable, others if has_class else arguments))]  # noqa: UP007

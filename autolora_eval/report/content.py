@@ -73,7 +73,7 @@ def write_html(content: Content, gallery: Gallery, path: Path) -> None:
         gallery=gallery,
         links=gallery.links,
         cell_links=gallery.cell_links,
-        gallery_script=Markup(gallery.script),  # our own, and let run by its hash alone
+        gallery_script=Markup(gallery.script),  # our own script, allowed by its hash
     )
     write_text(path, page)
 

@@ -21,12 +21,12 @@ from autolora_eval.analysis.comparisons import WILCOXON
 from autolora_eval.analysis.sentences import SIGNIFICANCE, Comparison, Metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped
 
-# If a model has more cells than these, not all of them are shown side by side.
+# If a model has more cells, only some of them are shown side by side.
 CELLS_SIDE_BY_SIDE = 9
 MODELS_NAMED = 3
 METHODS_NAMED = 4
 PRODUCTS_NAMED = 2
-# More sentences than these do not fit the first page: comparisons are then summarized.
+# More sentences do not fit on the first page: comparisons are then summarized.
 SENTENCES_IN_FULL = 6
 MAX_UNITS = 10_000
 # The interval excludes zero, but the corrected p-value is not below 0.05.

@@ -1,4 +1,4 @@
-"""Which images are in which grid. All but one grid hold the noise fixed along a row or column."""
+"""Which images are in which grid. In all grids but one, a row or column has the same noise."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def choose_grids(view: RunView) -> list[Grid[GridSlot]]:
     return [grid for kind in kinds for model in models for grid in kind(model)]
 
 
-# How many of how many are shown, of what, and whether these are the first.
+# The number shown, the total, the noun, and whether the first ones are shown.
 _Count = tuple[int, int, str, bool]
 
 

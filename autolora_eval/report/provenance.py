@@ -27,7 +27,7 @@ say = Sentences("content")
 VALUE_LENGTH = 300
 MAPPING_LENGTH = 1000
 LISTED_SINGLY = 5
-# Parameters that a method's name and NFE say already; the second NFE is that of an image set.
+# Not listed again: the line has the method and the NFE. The second NFE is that of an image set.
 _NAMED = ("guider", "sampler", "images", "parameter_nfe")
 STAGE_COUNTS = ("done", "reused", "cached", "failed", "unscored")
 
@@ -37,7 +37,7 @@ class MethodAsRun:
     """What a method is, and how it was run."""
 
     name: str
-    guider: str  # or sampler, or image set
+    guider: str  # or the sampler, or the image set
     equation: list[Atom]
     summary: str
     source: str

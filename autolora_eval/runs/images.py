@@ -20,7 +20,7 @@ from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import CellRecord
 
 MAX_PIXELS = 100_000_000
-# Larger files are not images that a text-to-image model made.
+# Images of text-to-image models are smaller.
 MAX_BYTES = 256 * 1024**2
 # A batch holds many images: each is first reduced to about this size.
 BATCHED_PIXELS = 2048 * 2048

@@ -176,7 +176,7 @@ class ModelRecord(Record):
 
 
 class ImageSetRecord(Record):
-    """What became of a cell's images that were made elsewhere.
+    """How the images of an image set were matched with a cell.
 
     Attributes:
         read_as: the layout that the set was read as.

@@ -42,7 +42,7 @@ from autolora_eval.runs.folder import RunFolder
 
 R = TypeVar("R")
 SECONDS_BETWEEN = 5.0  # between two sends
-FIRST_PAUSE = 0.5  # after a failure; doubled after each further one
+FIRST_PAUSE = 0.5  # seconds after a failure; doubled after each further one
 TRIES, TRIES_AT_START = 8, 4
 _THREADS = 8
 # A part of a name at a URL: not "..", and without separators of any file system.
@@ -213,9 +213,9 @@ class Storage:
             began = time.monotonic()
             try:
                 self.send()
-            except AutoLoRAEvalError:  # `finish` says so
+            except AutoLoRAEvalError:  # `finish` reports it
                 return
-            except Exception:  # the server is away
+            except Exception:  # the server is not available
                 pause = min(2 * pause, 60)
             else:
                 pause = max(SECONDS_BETWEEN, 20 * (time.monotonic() - began))

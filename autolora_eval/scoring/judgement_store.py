@@ -97,7 +97,7 @@ class JudgementFile:
         if not self.path.exists():
             return
         position = {image_id: index for index, image_id in enumerate(image_ids)}
-        # Offsets instead of rows, so that 100,000 judgements need little memory.
+        # Offsets instead of rows: 100,000 judgements need little memory.
         last: dict[tuple[JudgementKey, str], int] = {}
         for row, offset in self._rows_with_offsets():
             last[JudgementKey.of(row), row["judge_key"]] = offset

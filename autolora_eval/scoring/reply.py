@@ -83,7 +83,7 @@ def parse_reply(text: str, rubric: Rubric, *, truncated: bool = False) -> Parsed
     The time is linear in the length of the reply.
     """
     text = next((turn for turn in _TURN_END.split(text) if turn.strip()), "")
-    text = _without_thoughts(text).strip()  # a confused judge may fill its reply with white space
+    text = _without_thoughts(text).strip()  # some replies end with much white space
     if truncated:
         found = _parse(text, rubric) if begins_with_scores(text) else ParsedReply(None)
         return found if found.scores is not None else ParsedReply(None, "truncated")
@@ -103,7 +103,7 @@ def is_only_scores(text: str) -> bool:
 def _without_thoughts(text: str) -> str:
     """Return a reply without the judge's thoughts, which may have no end if it is truncated."""
     if begins_with_scores(text):
-        return text  # marks in a verdict are quoted
+        return text  # the reply only quotes the marks
     end = _THOUGHT_END.search(text)
     rest = text if end is None else text[end.end() :]
     return rest if begins_with_scores(rest) else _LATER_THOUGHT.sub("", rest)

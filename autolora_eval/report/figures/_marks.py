@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from autolora_eval.report.figures._base import FigureData, Points
 
-# Of more cells than these only the most important are labelled, and all are drawn smaller.
+# With more cells, only the most important are labelled, and all marks are smaller.
 CELLS_LABELLED = 24
 LABEL_ROOM = 90.0  # points: the widest label
 

@@ -63,7 +63,7 @@ STYLE = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "hatch.linewidth": 0.5,
-    # A dollar sign in a user's name is a dollar sign, not mathematics.
+    # Dollar signs in names are not mathematics.
     "text.parse_math": False,
     "svg.fonttype": "none",
     # Without a salt, matplotlib names the parts of an SVG at random.
@@ -145,7 +145,7 @@ class Legend:
         """Put it below a figure."""
         made = figure.legend(
             self.handles,
-            # matplotlib hides a label that begins with an underscore: named below.
+            # matplotlib hides labels that begin with an underscore, so they are set below.
             [str(n) for n in range(len(self.names))],
             loc="outside lower center",
             ncols=self.columns,
@@ -228,7 +228,7 @@ def name_panels(
             axis.set_title(titles[place], fontsize=7.5)
         elif place % n_columns == 0:
             axis.set_ylabel(label_title(metrics[place // n_columns]))
-        if place + n_columns >= len(axes):  # nothing stands below
+        if place + n_columns >= len(axes):  # the last panel of its column
             axis.set_xlabel(x_names[place % len(x_names)])
             axis.xaxis.set_tick_params(labelbottom=True)
 
@@ -318,7 +318,7 @@ def values(table: pd.DataFrame, column: str) -> Floats:
 def bars(table: pd.DataFrame, column: str) -> Floats:
     """Return the lengths of error bars, float64 [2, n]; NaN where there is no interval."""
     value, (low, high) = values(table, column), interval_ends(table, column)
-    # An interval need not hold the value; a negative length is refused by matplotlib.
+    # An interval may lie outside the value, but matplotlib refuses negative lengths.
     return np.maximum(np.stack([value - low, high - value]), 0.0)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 say = Sentences("captions")
 COLUMNS, ROWS = 5, 40
-# Of more units than these the sorted differences are drawn as a curve; also of fewer in low rows.
+# With more units, the sorted differences are drawn as a curve. Low rows have room for fewer dots.
 DOTS, DOTS_IN_LOW_ROWS = 64, 16
 FEW_ROWS = 14
 CURVE_POINTS = 100

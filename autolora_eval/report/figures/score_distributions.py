@@ -34,11 +34,11 @@ from autolora_eval.report.figures._style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A scale of more whole numbers than these, or of values between them, is cut into equal parts.
+# A scale with more levels, or with scores between whole numbers, is divided into equal parts.
 MOST_LEVELS = 10
 PARTS = 5
 COLUMNS = 3
-BAR, BROAD_BAR = 0.145, 0.21  # inches a bar, where there are many and where there are few
+BAR, BROAD_BAR = 0.145, 0.21  # inches per bar, with many and with few bars
 FEW = 8  # bars in a group
 HEAD = 0.28  # inches above a group
 ROOM = 7.4  # inches of bars and heads in one figure

@@ -157,7 +157,7 @@ def _draw(data: FigureData, sheet: _Sheet) -> Figure:
     shape = n_rows, n_columns = _style.metric_shape(len(sheet.metrics), n_across)
     each = 1.35 if n_rows > 1 else 2.0
     if n_across == 1 and not sweep.is_number:
-        each += 0.4  # its values are written slanted, and below the first row too
+        each += 0.4  # its values are slanted, and also stand below the first row
     panels = list(itertools.product(sheet.metrics, sheet.facets))
     share_y = "row" if n_across > 1 else "none"
     figure, axes = _style.panel_grid(
@@ -206,7 +206,7 @@ def _panel(axis: Axes, data: FigureData, sweep: Sweep, facet: Facet, metric: Met
         if sweep.is_number:
             _line(axis, x, cells, metric, mark)
         else:
-            # Beside each other: the marks of one value would cover each other.
+            # Side by side, because marks at the same value would overlap.
             place = taking.index(str(method)) - (len(taking) - 1) / 2
             _points(axis, x + place * min(0.16, 0.6 / len(taking)), cells, metric, mark)
         theirs = values(cells, f"{metric.column}_published")
@@ -227,7 +227,7 @@ def _line(axis: Axes, x: Floats, cells: pd.DataFrame, metric: Metric, mark: Mark
     axis.fill_between(x, low, high, color=mark.colour, alpha=0.16, linewidth=0, zorder=2)
     known = np.isfinite(low) & np.isfinite(high)
     beside = np.concatenate([[False], known, [False]])
-    alone = known & ~beside[:-2] & ~beside[2:]  # a band has no width there
+    alone = known & ~beside[:-2] & ~beside[2:]  # there, a band would have no width
     axis.vlines(x[alone], low[alone], high[alone], color=mark.colour, linewidth=0.8)
 
 

@@ -107,7 +107,7 @@ def _trade_off(data: FigureData) -> Figure:
     for axis in axes[::n_columns]:
         axis.set_ylabel(_style.axis_title(DIVERSITY))
     for axis, panel in zip(axes, panels, strict=True):
-        # The axis of diversity is shared: its limits are known now, and are to stay.
+        # The shared axis of diversity has its final limits now. Fix them.
         axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
         for front in panel.fronts:
             if len(front) > 1:

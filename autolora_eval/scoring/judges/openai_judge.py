@@ -189,7 +189,7 @@ class OpenAIJudge:
             future.cancel()
 
     def _collect(self, finished: _Finished) -> Iterator[list[tuple[Request, Reply]]]:
-        """Yield the replies that have come since the last time; then raise the first error."""
+        """Yield the replies that arrived since the last call, then raise the first error."""
         batch = [finished.get()]
         while not finished.empty():
             batch.append(finished.get())
