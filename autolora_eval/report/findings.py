@@ -18,7 +18,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis.comparisons import WILCOXON
-from autolora_eval.analysis.sentences import SIGNIFICANCE, Comparison, Metric
+from autolora_eval.analysis.sentences import DIVERSITY, SIGNIFICANCE, Comparison, Metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped
 
 # If a model has more cells, only some of them are shown side by side.
@@ -160,6 +160,7 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
         nothing_else=is_baseline and second is None,
         comparison=None if is_baseline else view.comparisons.get((first["cell"], metric.column)),
         at_same_point=at_same_point,
+        n_shared=_n_shared(view, compared["cell"], metric),
         second=shown and _cell_name(view, shown),
         second_value=shown and _value(shown, metric),
         second_comparison=view.comparisons.get((shown["cell"], metric.column))
@@ -167,6 +168,20 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
         else None,
     )
     return ComparisonSummary(lead, [sentence])
+
+
+def _n_shared(view: RunView, cell: str, metric: Metric) -> int:
+    """Return the number of units that a cell and the baseline share; 0 if these are all.
+
+    A product has the units of both factors, each of which is restricted to its shared units.
+    """
+    columns = (metric.column, DIVERSITY.column, metric.column.removeprefix("div_"))
+    found = [c for column in columns if (c := view.comparisons.get((cell, column)))]
+    if not found:
+        return 0
+    n = min(comparison.n_units for comparison in found)
+    unit = "prompt_index" if found[0].unit == "prompt" else "seed"
+    return n if n < view.images[unit].nunique() else 0
 
 
 def _are_equal(a: Row, b: Row, metric: Metric) -> bool:

@@ -45,6 +45,16 @@ def test_it_says_so_if_the_baseline_ranks_first(tmp_path):
     assert "Second is AutoLoRA with 0.388 [0.368, 0.411]. This is lower than LoRA by 0.512" in text
 
 
+def test_a_difference_over_some_prompts_is_not_said_to_be_that_of_the_ranking(tmp_path):
+    """The cell lacks an easy prompt: it is second, but ahead on the others."""
+    tables = two_methods(prompts=("a", "b", "c"))
+    tables.table.loc[0, "div_pc"] = 0.9
+    # Prompts with a diversity in both cells. The scores and the product have all three.
+    tables.comparisons.loc[0, "n_units"] = 2
+    text = first_page_text(tables.write(tmp_path / "run"))
+    assert "0.388 [0.368, 0.411]. Over the 2 prompts that both have, it is higher than" in text
+
+
 def test_it_names_the_second_if_that_is_not_the_baseline(tmp_path):
     text = first_page_text(make_tables(methods=("LoRA", "A", "B")).write(tmp_path / "run"))
     # Row n has a Div-PC of (0.111 + 0.02 n) (3.111 − 0.15 n).
