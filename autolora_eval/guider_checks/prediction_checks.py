@@ -203,7 +203,9 @@ def check_guidance_has_effect(guider: GuiderUnderTest) -> None:
 def check_scales_have_effect(guider: GuiderUnderTest) -> None:
     """Each parameter whose name ends in `_scale` changes the output at some step."""
     if not guider.required_effect:
-        raise CheckSkippedError("no numeric parameter is named '…_scale', and none is declared")
+        raise CheckSkippedError(
+            "no numeric parameter ends in '_scale', and required_effect names none"
+        )
     if guider.all_params.get("enabled") is False:
         raise CheckSkippedError(guider.inactive_reason)
     others = {name: guider.alternative_value(name) for name in guider.required_effect}
@@ -249,7 +251,7 @@ def check_active_intervals(guider: GuiderUnderTest) -> None:
         raise CheckSkippedError("GuiderSpec(active_intervals=()) says that it has no interval")
     if not guider.active_intervals:
         raise CheckSkippedError(
-            "it has no parameters start and stop. If it has an interval by other names, declare "
+            "it has no parameters start and stop. If its interval has other parameters, declare "
             "GuiderSpec(active_intervals=(ActiveInterval(…),))"
         )
     for interval in guider.active_intervals:
@@ -311,7 +313,9 @@ def check_linear_params(guider: GuiderUnderTest) -> None:
     """The output is an affine function of each parameter that is declared linear."""
     names = guider.numeric(guider.spec.linear_params)
     if not names:
-        raise CheckSkippedError("none is declared: GuiderSpec(linear_params=('guidance_scale',))")
+        raise CheckSkippedError(
+            "no parameter is declared linear, as by GuiderSpec(linear_params=('guidance_scale',))"
+        )
     points = {name: _points(guider, name) for name in names}
     if not any(points.values()):
         raise CheckSkippedError(f"the constructor accepts no other values of {', '.join(names)}")
@@ -349,7 +353,9 @@ def _check_on_line(guider: GuiderUnderTest, name: str, a: float, b: float, value
 def check_linear_in_predictions(guider: GuiderUnderTest) -> None:
     """The output is a linear function of the predictions, if that is declared."""
     if not guider.spec.linear_in_predictions:
-        raise CheckSkippedError("not declared: GuiderSpec(linear_in_predictions=True)")
+        raise CheckSkippedError(
+            "linearity is not declared. To test it, set GuiderSpec(linear_in_predictions=True)"
+        )
     steps, others = guider.guided, guider.guided_elsewhere
     a, b = 2.0, -0.5
 

@@ -221,8 +221,22 @@ def build_content(view: RunView, figures: Sequence[DrawnFigure] = ()) -> Content
         caveats=caveats(view),
     )
     inside = [figure.name for figure in figures if figure.name != first.figure]
+    manifest = view.manifest
+    return Content(
+        title=truncate(manifest.benchmark.name, NAME_LENGTH),
+        description=truncate(manifest.benchmark.description, TEXT_LENGTH),
+        compared=_compared(view),
+        version=manifest.autolora_eval_version,
+        first=first,
+        sections=[section for section in _sections(view, grids, inside) if section.parts],
+        figures=list(figures),
+        grids=grids,
+    )
+
+
+def _sections(view: RunView, grids: Grids, figures: Sequence[str]) -> list[Section]:
     provenance = [*_parts("table", [accounting_table(view)]), Part("facts", manifest_facts(view))]
-    sections = [
+    return [
         Section("results", "Results", _parts("table", result_tables(view))),
         Section(
             "differences", "Differences from the baseline", _parts("table", difference_tables(view))
@@ -232,24 +246,13 @@ def build_content(view: RunView, figures: Sequence[DrawnFigure] = ()) -> Content
             "Comparison with the published values",
             _parts("table", published_tables(view)),
         ),
-        Section("figures", "Figures", _parts("figure", inside)),
+        Section("figures", "Figures", _parts("figure", figures)),
         Section("images", "Images", _parts("grid", grids.grids)),
         Section("reliability", "Reliability of the judge", _reliability(view)),
         Section("cost", "Cost", _parts("table", [cost_table(view)])),
         Section("methods", "Methods as run", _parts("method", methods(view))),
         Section("manifest", "Provenance", provenance),
     ]
-    manifest = view.manifest
-    return Content(
-        title=truncate(manifest.benchmark.name, NAME_LENGTH),
-        description=truncate(manifest.benchmark.description, TEXT_LENGTH),
-        compared=_compared(view),
-        version=manifest.autolora_eval_version,
-        first=first,
-        sections=[section for section in sections if section.parts],
-        figures=list(figures),
-        grids=grids,
-    )
 
 
 def _parts(kind: Kind, values: Iterable[object]) -> list[Part]:

@@ -24,7 +24,7 @@ from autolora_eval.guider_checks import check_guider
 pytestmark = pytest.mark.model
 
 MID, SD3_LAYER = LAYERS[SDXL], LAYERS[SD3]
-NO_CLAIM = {"check_linear_in_predictions": "not declared"}
+NO_CLAIM = {"check_linear_in_predictions": "linearity is not declared"}
 # diffusers tests `start < step` for the perturbed prediction instead of `start <= step`.
 LATE = {"check_active_intervals": "_scale=0.0, it acts at [3, 4, 5]; expected"}
 
@@ -84,7 +84,7 @@ CASES = {
         g.FrequencyDecoupledGuidance,
         skipped={
             "check_scales_have_effect": "no numeric parameter",
-            "check_linear_params": "none is declared",
+            "check_linear_params": "no parameter is declared linear",
         },
     ),
     "LTX-2": Case(
