@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import difflib
 import errno
 import os
 import re
+import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -163,3 +166,11 @@ def _about_file(error: OSError) -> str:
         advice = "Correct the path, or remove what is there."
     reason = error.strerror or type(error).__name__
     return f"'{error.filename2 or error.filename}' cannot be used: {reason}. {advice}"
+
+
+def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that Python ignores since it came in a destructor, but not in this hook."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)

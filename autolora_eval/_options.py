@@ -50,7 +50,7 @@ class Commands(TyperGroup):
 def named_path(text: str) -> Path:
     """Return a path. An empty text, from a variable that is not set, would be this folder."""
     if not text.strip():
-        raise typer.BadParameter("expected the name of a folder (got an empty text).")
+        raise typer.BadParameter("expected the name of a file or folder (got an empty text).")
     if is_url(text):
         raise typer.BadParameter(f"expected a path of this machine (got the URL '{text}').")
     return Path(text)
@@ -164,6 +164,7 @@ NoCode = Annotated[
 ImagesOption = Annotated[
     Path | None,
     typer.Option(
+        parser=named_path,
         metavar="PATH",
         help="Score existing images: a folder <prompt>/<seed>.png, an imagefolder, a .csv, .tsv, "
         ".jsonl or .parquet listing, or a saved dataset.",

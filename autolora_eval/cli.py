@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import _thread
 import gc
 import json
 import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from autolora_eval._errors import UsageError, failure_message
+from autolora_eval._errors import UsageError, failure_message, interrupt_again
 from autolora_eval._options import (
     ANALYZE,
     METHODS,
@@ -201,6 +199,9 @@ def score(
             )
         )
         return
+    if model is not None or name != "Images":
+        given = f"--name '{name}'" if model is None else f"--model '{model}'"
+        raise UsageError(f"{given} describes --images: add --images, or leave it out.")
     pipeline = RunPipeline(
         *(benchmark, output, limit_prompts, limit_seeds),
         *(progress, False, engine, ray_address),
@@ -368,21 +369,13 @@ def _print_error(message: str) -> None:
     typer.echo(typer.style("error: ", "red", bold=True) + printable(message), err=True)
 
 
-def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Repeat a Ctrl-C that Python ignores since it came in a destructor, but not in this hook."""
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(unraisable)
-
-
 def main() -> None:
     """Run the command line.
 
     Exit codes: 0 for success, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C. Tracebacks are
     shown only with `--debug`.
     """
-    hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
+    hook, sys.unraisablehook = sys.unraisablehook, interrupt_again
     try:
         app()
     except SystemExit as error:

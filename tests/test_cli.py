@@ -121,6 +121,8 @@ def test_every_command_is_in_a_group_of_the_help() -> None:
         (["run", "broken.yaml"], "broken.yaml:2: nme: unknown key. Did you mean 'name'?"),
         (["report", "nowhere"], "'nowhere' is neither a file nor a shipped name"),
         (["score", "pixel_art"], "has no images yet"),
+        (["score", "pixel_art", "--name", "X"], "--name 'X' describes --images: add --images"),
+        (["score", "pixel_art", "--images", "file:///x"], "(got the URL 'file:///x')"),
         (["plan", "."], "'.' is a folder without a manifest.json."),
         (["agreement", ".", "h.csv"], "is not a run folder"),
     ],

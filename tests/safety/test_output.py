@@ -107,7 +107,7 @@ def test_an_output_that_is_not_a_folder_is_refused(plan: Plan, workplace: Path) 
     )
     failed = run_command("generate", plan.benchmark.file, "--output", "")
     assert failed.code == 2
-    assert "expected the name of a folder (got an empty" in failed.stderr
+    assert "expected the name of a file or folder (got an empty" in failed.stderr
 
 
 LONG = "9" * 5000
