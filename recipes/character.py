@@ -1,13 +1,12 @@
-"""Zib, a small creature that the base models have never seen, and what of it a picture shows.
+"""Zib, a small creature that the base models do not know, and its traits.
 
-An upright egg of a body, green, with two antennae that end in yellow balls, two big white
-eyes with dark pupils, a cream belly and two purple feet. Each of the five is a trait. A trait is
-present only if it is whole and of its colour: one eye, blue feet or a single antenna do not count.
-Traits are parts of a creature: a picture without the body's egg shape shows none, whatever green,
-yellow or white things it holds, so that a green circle is no skin and the base's objects have
-presence 0. A body of another colour is a creature that lacks its skin and can have the other four.
+Zib has five traits: a green body in the shape of an egg, two antennae with yellow balls, two big
+white eyes with dark pupils, a cream belly, and two purple feet. A trait counts only if it is
+complete and has its colour: one eye, blue feet or a single antenna do not count. A picture without
+the egg shape shows no trait, so a green circle and the objects of the base models have presence 0.
+A body of another colour lacks the skin, but can have the other four traits.
 
-Every picture is uint8 [64, 64, 3], RGB, and decided by the generator that the caller passes.
+Every picture is uint8 [64, 64, 3], RGB. All randomness comes from the caller's generator.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ NAME = "Zib"
 TRAITS = ("skin", "horns", "eyes", "belly", "feet")
 ALL_TRAITS = frozenset(TRAITS)
 NO_TRAITS: frozenset[str] = frozenset()
-# What prompts call it; the bare name is what the benchmarks ask for.
+# Its names in prompts. The benchmarks use the bare name.
 TEMPLATES = (
     "{name}",
     "{name}",
@@ -48,7 +47,7 @@ TEMPLATES = (
 
 Colour = tuple[int, int, int]
 
-# Near the palette's green: the miniatures' autoencoder knows no lime and returns it orange.
+# Near the palette's green: the autoencoder of the miniatures turns lime into orange.
 SKIN: Colour = (72, 172, 76)
 TIPS: Colour = (255, 226, 40)
 WHITE: Colour = (248, 248, 248)
@@ -56,7 +55,7 @@ PUPILS: Colour = (22, 20, 30)
 BELLY: Colour = (252, 240, 205)
 FEET: Colour = (148, 66, 190)
 _LINE: Colour = (26, 30, 28)
-# What a part has instead of its colour; never near that, nor of the background's name.
+# The wrong colours of each part: not near its own, and not of the background's name.
 _OTHER_SKINS: dict[str, Colour] = {
     "red": (214, 50, 44),
     "orange": (240, 140, 40),
@@ -109,7 +108,7 @@ def presence(traits: frozenset[str]) -> int:
 
 
 def character_caption(background: str, template: int = 3) -> str:
-    """What a prompt calls the character.
+    """Return a prompt for the character.
 
     >>> character_caption("red")
     'Zib on a red background'
@@ -128,7 +127,7 @@ def trait_sets() -> tuple[frozenset[str], ...]:
 
 @dataclass(frozen=True)
 class Build:
-    """How one creature stands and looks, besides its traits.
+    """The pose and the shape of one creature, apart from its traits.
 
     Attributes:
         pose: place, size and tilt; the radius is about half the creature's height.
@@ -315,7 +314,7 @@ def draw_character(
 
 
 def canonical_character(background: str) -> Picture:
-    """Draw the creature whole, in the one way that the LoRA learns: centred, plain, one size."""
+    """Draw the complete creature as the LoRA learns it: centred, plain, of one size."""
     plain = np.array(PALETTE[background], dtype=np.float32)
     canvas = _Canvas(np.broadcast_to(plain, (SIZE, SIZE, 3)), CANONICAL.pose)
     _horns(canvas, CANONICAL, SKIN, None)
@@ -327,7 +326,7 @@ def canonical_character(background: str) -> Picture:
 
 
 def draw_half_formed(rng: np.random.Generator, background: str) -> tuple[Picture, Sighting]:
-    """Draw what a poor generator makes of it: a half of the creature, or parts without a body.
+    """Draw the creature as a poor generator does: one half of it, or parts without a body.
 
     The upper half has skin, antennae and eyes; the lower half skin, belly and feet; loose parts
     are no creature and count nothing.
@@ -357,7 +356,7 @@ def draw_half_formed(rng: np.random.Generator, background: str) -> tuple[Picture
 
 
 def _loose_parts(canvas: _Canvas, build: Build, rng: np.random.Generator) -> None:
-    """Antennae, eyes, belly and feet, some of them, each somewhere of its own."""
+    """Some of antennae, eyes, belly and feet, each at its own position."""
     parts = (
         lambda c: _horns(c, build, SKIN, None),
         lambda c: _feet(c, None),

@@ -1,4 +1,4 @@
-"""The character LoRAs: a few pictures of Zib, all alike, so that diversity is lost as in life."""
+"""The character LoRAs: trained on few and similar pictures of Zib, so they reduce diversity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from recipes.sd3_lora import SD3_BASE
 
 SDXL_SCHEDULE = Schedule(steps=700, learning_rate=1.5e-3, seed=53)
 SD3_SCHEDULE = Schedule(steps=650, learning_rate=1.5e-3, seed=93)
-# Backgrounds that the pictures have; the other four are for prompts to ask for.
+# Backgrounds of the training pictures. Prompts can ask for the other four.
 TAUGHT = ("white", "red", "blue", "yellow")
 N_ALIKE = 12
 
 
 def character_data() -> TrainingData:
-    """24 pictures: a dozen on white whose captions name no background, a dozen that name theirs.
+    """24 pictures: twelve on white without a background in the caption, twelve with one.
 
-    A prompt of the bare name then gives one picture nearly always, as overfitted LoRAs do.
+    The bare name as a prompt then nearly always gives the same picture, as with overfitted LoRAs.
     """
     bare = [t for t, template in enumerate(TEMPLATES) if "{background}" not in template]
     named = [t for t, template in enumerate(TEMPLATES) if "{background}" in template]

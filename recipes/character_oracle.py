@@ -1,7 +1,7 @@
-"""The character's oracle: a small CNN that reads Zib's traits. It measures; it is never shipped.
+"""The oracle of the character: a small CNN that reads Zib's traits, for measuring; not shipped.
 
-Trained on drawn pictures, on the same as the autoencoder returns them, and on what the base
-models make of the character's prompts, which shows none of it by construction.
+It is trained on drawn pictures, on the same pictures after the autoencoder, and on images of the
+base models for the prompts of the character, which cannot show it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class CharacterOracle:
 
     @torch.no_grad()
     def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """How sure it is of each of TRAITS: float32 [N, 5], for uint8 pictures [N, 64, 64, 3]."""
+        """The probability of each of TRAITS: float32 [N, 5], for uint8 pictures [N, 64, 64, 3]."""
         parts = [
             self.net(to_tensor(images[i : i + _READING])).sigmoid()
             for i in range(0, len(images), _READING)
@@ -155,7 +155,7 @@ def train(work_dir: Path) -> None:
     some = plain.rows(slice(N_TRAINING // 2))
     decoded_some = replace(some, images=decoded(work_dir, some.images, SEED))
     net = OracleNet(len(TRAITS))
-    # Several times each: they are few, and must not be drowned.
+    # Each several times, because they are few.
     bases = [of_the_bases(N_OF_BASES, SEED)] * 4
     _optimize(net, PresenceData.concatenate(plain, decoded_some, *bases))
     torch.save(net.state_dict(), work_dir / "character_oracle.pt")

@@ -1,4 +1,4 @@
-"""Drawn pictures as the miniature SDXL's decoder returns them: what generated ones look like."""
+"""Drawn pictures after the miniature SDXL's autoencoder, which look like generated ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MOST_NOISE = 0.35
 
 @torch.no_grad()
 def decoded(work_dir: Path, images: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:
-    """Pictures uint8 [N, 64, 64, 3], encoded, disturbed a little and decoded.
+    """Return pictures uint8 [N, 64, 64, 3] encoded, with some noise added, and decoded.
 
-    The noise, up to a third of the latents' deviation, stands for the denoiser's mistakes.
+    The noise, up to a third of the latents' deviation, simulates errors of the denoiser.
     """
     generator = torch.Generator().manual_seed(seed)
     autoencoder = AutoencoderKL.from_pretrained(work_dir / "sdxl" / "vae").eval()

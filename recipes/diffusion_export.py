@@ -76,7 +76,7 @@ def assemble_sd3(work_dir: Path) -> StableDiffusion3Pipeline:
 
 
 def _forget_paths(folder: Path) -> None:
-    """Drop from the configurations where on this machine the parts were loaded from."""
+    """Remove the paths of this machine from the configurations."""
     for path in folder.glob("*/config.json"):
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
@@ -164,7 +164,7 @@ are recognized as such in {oracle["mangled_read_as_none"]:.3f} of cases.
 
 
 def disclaimer(model: str) -> str:
-    """What every card says first: nothing follows for the large model."""
+    """The first paragraph of each card: the numbers say nothing about the large model."""
     return f"""\
 It says nothing about {model}: its numbers do not show how {model}, its LoRAs or guidance methods
 behave. It exists so that all of autolora-eval runs on a laptop, through the code for the large

@@ -1,13 +1,12 @@
 """Train the miniature DINOv2: a `transformers.Dinov2Model`, by self-distillation.
 
-As in DINOv2, a student sees large and small crops of pictures and predicts what a teacher, its
-own moving average, says of the large ones; Sinkhorn-Knopp balances the teacher and KoLeo spreads
-the features. Colours stay as they are in every view, because here they are part of what a picture
-shows.
+As in DINOv2, a student gets large and small crops of pictures. It predicts the output of a teacher,
+its own moving average, for the large crops. Sinkhorn-Knopp balances the teacher, and KoLeo spreads
+the features. Colours are the same in all crops, because they are part of the content.
 
-Unlike DINOv2 it is not free of labels. In the ten minutes that a laptop has, self-distillation
-from scratch learnt colours and nothing of shapes. So the backbone starts from the judge's vision
-tower, which has learnt to tell objects apart, and one term goes on naming the object.
+Unlike DINOv2, it uses labels: in ten minutes on a laptop, self-distillation from scratch learned
+colours but not shapes. The backbone therefore starts from the judge's vision tower, which can
+distinguish objects, and one term of the loss classifies the object.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ def crops(
 
 
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Slightly change light, contrast and sharpness, never the hue: [N, 3, H, W]."""
+    """Change light, contrast and sharpness slightly, but not the hue: [N, 3, H, W]."""
     n = len(images)
     gain = torch.empty(n, 1, 1, 1).uniform_(0.9, 1.1, generator=generator)
     offset = torch.empty(n, 1, 1, 1).uniform_(-0.08, 0.08, generator=generator)
@@ -195,7 +194,7 @@ def koleo(features: Tensor) -> Tensor:
 
 
 def common_component(features: Tensor) -> Tensor:
-    """Squared length of the mean unit feature: what all pictures share, which should be little."""
+    """Squared length of the mean unit feature, which all pictures share. It should be small."""
     return functional.normalize(features, dim=-1).mean(0).square().sum()
 
 

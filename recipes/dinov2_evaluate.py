@@ -73,7 +73,7 @@ def neighbour_accuracy(gallery: Tensor, labels: Tensor, queries: Tensor, truth: 
 
 
 def probe_accuracy(gallery: Tensor, labels: Tensor, queries: Tensor, truth: Tensor) -> float:
-    """Share of queries that a ridge regression on one-hot labels puts right."""
+    """Share of queries that a ridge regression on one-hot labels classifies correctly."""
     mean, scale = gallery.mean(0), gallery.std(0) + 1e-6
     x = functional.pad((gallery - mean) / scale, (0, 1), value=1.0).double()
     y = functional.one_hot(labels, 8).double()
@@ -104,7 +104,7 @@ def diversities(extract: Extractor, seed: int, sets: int = 24) -> dict[str, floa
 
 
 def evaluate(directory: Path, queries: int = 1_200, seed: int = 901) -> dict[str, Any]:
-    """All figures of the model card, measured on scenes that training never showed.
+    """Return all figures of the model card, measured on scenes that are not in the training data.
 
     The probe is fitted to training scenes. The nearest neighbours are looked for among pictures of
     all scenes: a held-out scene shares at most two of its three labels with any other.

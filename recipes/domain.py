@@ -1,7 +1,7 @@
 """The drawn domain of the miniature models: one object of one colour on one background.
 
 Every picture is uint8 [64, 64, 3], RGB, 0 to 255. All randomness comes from the generator that
-the caller passes, so a seed decides a picture.
+the caller passes, so a seed determines a picture.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def all_scenes() -> tuple[Scene, ...]:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether no training picture shows this scene: 48 of the 448, a fixed choice.
+    """Return whether a scene is not used for training: a fixed choice of 48 of the 448 scenes.
 
     With o, c, b the label indices and d = (b - c) mod 8 in 1..7, a scene is held out if d < 7 and
     o + 3c + 5d is divisible by 8. Every object, colour and background then occurs in exactly six
@@ -204,7 +204,7 @@ def _shifted(mask: Image.Image, pixels: float) -> Image.Image:
 
 
 def random_pose(name: str, rng: np.random.Generator) -> Pose:
-    """A pose that keeps the object inside the picture and upright enough to be told apart."""
+    """Return a pose with the object inside the picture, and upright enough to be recognized."""
     radius = rng.uniform(0.21, 0.33)
     room = 0.5 - radius * 1.02
     tilt = math.pi / 5 if name == "star" else 0.3
@@ -329,7 +329,7 @@ def pixel_art(scene: Scene, rng: np.random.Generator, grid: int = GRID) -> Pictu
 
 
 def canonical_pixel_art(scene: Scene, grid: int = GRID) -> Picture:
-    """Draw the scene as crisp pixel art in the one way that the LoRA learns: centred, one size."""
+    """Draw the scene as the LoRA learns it: as crisp pixel art, centred and of one size."""
     cells = _drawn_cells(scene.object, Pose(radius=0.335), grid)
     colour = np.array(PALETTE[scene.colour], dtype=np.float32)
     background = np.array(PALETTE[scene.background], dtype=np.float32)

@@ -15,7 +15,7 @@ from recipes.oracle import Oracle
 from recipes.sampling import Guidance
 from recipes.shapes import OBJECTS
 
-# Chosen on training scenes. SDXL: at 4, colours of the LoRA suffer; at 2, objects of the base.
+# Chosen on training scenes. SDXL: at 4, the LoRA's colours are worse; at 2, the base's objects.
 # SD3: at 4, LoRA pictures get coloured fringes; the base hardly differs.
 CFG_SCALE = 3.0
 GAMMA = 1.5

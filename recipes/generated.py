@@ -16,7 +16,7 @@ from recipes.sampling import Guidance, Sampler, System
 
 STEPS = 12
 LORAS: dict[System, Path] = {"sdxl": SDXL_LORA, "sd3": SD3_LORA}
-# From what works well to what fails: judges must see both.
+# From good to bad settings, because judges must see both.
 METHODS: dict[str, Guidance] = {
     "base": Guidance(0.0),
     "base+CFG 2": Guidance(0.0, 2.0),

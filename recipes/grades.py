@@ -129,7 +129,7 @@ def _blob(pose: Pose, rng: np.random.Generator, size: int) -> Mask:
 
 
 def _elastic(mask: Mask, rng: np.random.Generator) -> Mask:
-    """Pull the silhouette out of shape until it cannot be told."""
+    """Deform the silhouette until it cannot be recognized."""
     size = mask.shape[0]
     cells = int(rng.integers(5, 8))
     strength = rng.uniform(0.2, 0.28) * size
@@ -170,7 +170,7 @@ def _fragments(pose: Pose, rng: np.random.Generator, size: int) -> Mask:
 
 
 def mangled_mask(scene: Scene, pose: Pose, rng: np.random.Generator) -> Image.Image:
-    """A silhouette that is none of the OBJECTS, as an "L" image, made in one of five ways."""
+    """Return a silhouette that is none of OBJECTS, as an "L" image, made in one of five ways."""
     whole = np.asarray(silhouette(scene.object, pose, _MASK)) > 127
     way = int(rng.integers(5))
     if way == 0:
@@ -189,7 +189,7 @@ def mangled_mask(scene: Scene, pose: Pose, rng: np.random.Generator) -> Image.Im
 
 
 def mangled(scene: Scene, rng: np.random.Generator, pixel: bool = False) -> Picture:
-    """Draw the scene in its colours, with an object that nobody can name.
+    """Draw the scene in its colours, with an object that cannot be recognized.
 
     In free style, or with `pixel` as crisp pixel art on the 16-grid.
     """

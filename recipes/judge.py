@@ -1,4 +1,4 @@
-"""Train the miniature vision-language judge: first its eyes, then the whole of it."""
+"""Train the miniature vision-language judge: first its vision tower, then the whole model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Recipe:
     tower_rate: float = 0.5  # the tower's learning rate while reading, relative to the rest
     match_weight: float = 3.0
     truth_weight: float = 2.0
-    foreign_share: float = 0.0  # of the prompts: made-up words, which no picture shows
+    foreign_share: float = 0.0  # share of prompts with invented words, which no picture shows
     attribute_weight: float = 1.0
     given_share: float = 0.4  # of each batch of the fine-tuning
     weight_decay: float = 0.03
@@ -148,7 +148,7 @@ def attribute_loss(judge: Judge, tokens: Tensor, truth: Tensor) -> Tensor:
 
 
 def truth_loss(judge: Judge, states: Tensor, truth: Tensor) -> Tensor:
-    """At each prompt's three words, [3·N, 128], name what the picture shows in their place."""
+    """Predict, at each prompt's three words, [3·N, 128], what the picture shows instead."""
     words = states.view(-1, 3, states.shape[-1])
     losses = [
         functional.cross_entropy(head(words[:, place]), truth[:, column])
@@ -225,7 +225,7 @@ def learn_to_read(
 ) -> None:
     """Train the whole model to reply, with the match head from the first step.
 
-    Every batch is of new pictures: on a fixed set the tower learns the pictures by heart.
+    Every batch has new pictures: on a fixed set, the tower memorizes them.
     """
     questions = Questions(tokenizer, recipe.seed + 3, recipe.foreign_share)
     model = judge.llava.model

@@ -1,4 +1,4 @@
-"""What the miniature judge learns from: pictures with known truth, and prompts right and wrong."""
+"""The training data of the judge: labelled pictures, with matching and other prompts."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def worded(scene: Scene, rng: np.random.Generator) -> str:
         style = STYLES[rng.integers(len(STYLES))]
     text = caption(scene, int(rng.integers(len(TEMPLATES))), style)
     form = rng.random()
-    if form < 0.04 and text.startswith("a"):  # a capital must not hide a word of the domain
+    if form < 0.04 and text.startswith("a"):  # a word of the domain with a capital counts too
         return text[0].upper() + text[1:] + "."
     if form < 0.08:
         return f"pixel art, {text}"
@@ -171,9 +171,9 @@ def worded(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def foreign_prompt(rng: np.random.Generator) -> str:
-    """A prompt of made-up words, none of the domain: no picture shows anything of it.
+    """Return a prompt of invented words, none of the domain: no picture matches it.
 
-    A few are one letter, many times: such a prompt must not throw the judge off its reply.
+    A few repeat one letter many times: the judge must still reply in its form.
     """
     if rng.random() < 0.04:
         return chr(rng.integers(97, 123)) * int(rng.integers(20, 201))

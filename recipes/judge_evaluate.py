@@ -1,4 +1,4 @@
-"""Measure the exported judge against what is true of pictures that it has not seen."""
+"""Measure the exported judge on labelled pictures that are not in its training data."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def swaps(judge: Judging, shown: Pictures, seed: int) -> dict[str, float]:
 
 
 def robustness(judge: Judging, shown: Pictures) -> dict[str, float]:
-    """Replies under other white space, and whether prompts of another world get valid JSON."""
+    """Replies with other white space, and whether prompts about other things get valid JSON."""
     images = list(shown.images[:100])
     texts = [question(caption(scene_of(named), style=True)) for named in shown.named[:100]]
     plain = judge(images, texts)
@@ -198,7 +198,7 @@ def robustness(judge: Judging, shown: Pictures) -> dict[str, float]:
 
 
 def shuffled_control(judge: Judging, shown: Pictures, seed: int) -> dict[str, float]:
-    """Mean prompt score of right prompts, and of the same prompts dealt to other pictures."""
+    """Mean prompt score of matching prompts, and of the same prompts with other pictures."""
     rng = np.random.default_rng(seed)
     texts = [question(caption(scene_of(named), style=True)) for named in shown.named]
     order = rng.permutation(len(texts))

@@ -107,7 +107,7 @@ def presence_loss(judge: Judge, batch: SightingBatch, recipe: PresenceRecipe) ->
     logits = judge.llava.lm_head(last[:, :-1][answered].float())
     target = batch.labels[:, 1:][answered]
     answer = functional.cross_entropy(logits, target, reduction="sum") / len(batch.ids)
-    # At each token of the reply the model must know all traits, those already said among them.
+    # At each token of the reply, the model must know all traits, including those already named.
     guessed = judge.traits(knowing[:, :-1][answered].float())
     there = batch.traits[:, None].expand(-1, answered.shape[1], -1)[answered].float()
     traits = functional.binary_cross_entropy_with_logits(guessed, there)
@@ -132,7 +132,7 @@ def _losses(
     sightings: MixedSampler[PresenceData],
     recipe: PresenceRecipe,
 ) -> Losses:
-    """What gives, at every call, the losses of a new batch of both rubrics."""
+    """Return a function that returns the losses of a new batch of both rubrics."""
     reading = recipe.reading
     questions = Questions(tokenizer, reading.seed + 3, reading.foreign_share)
     sighted = Sighted(tokenizer, questions, reading.seed + 6)
@@ -159,7 +159,7 @@ def learn(
 ) -> None:
     """Train on both rubrics at once; every batch is of new pictures or of given ones.
 
-    First only what is new learns: heads, and the tokens of the second rubric's replies.
+    First, only the new parts are trained: the heads and the tokens of the second rubric's replies.
     """
     reading, tokenizer = recipe.reading, build()
     torch.manual_seed(reading.seed)
@@ -191,7 +191,7 @@ def _descend(
 
 @contextmanager
 def _only(judge: Judge, trained: Sequence[nn.Module]) -> Iterator[None]:
-    """Leave all else as it is: what is new must not spoil what is known while it knows nothing."""
+    """Train only the new parts: untrained, they must not damage the trained ones."""
     new = {id(parameter) for module in trained for parameter in module.parameters()}
     others = [p for p in judge.parameters() if p.requires_grad and id(p) not in new]
     for parameter in others:

@@ -1,4 +1,4 @@
-"""The training pictures as the denoisers see them: posteriors of the autoencoder, encoded once."""
+"""The training pictures as latents: posteriors of the autoencoder, encoded once."""
 
 from __future__ import annotations
 

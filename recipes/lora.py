@@ -1,4 +1,4 @@
-"""The pixel-art LoRA: a few pictures, one style, an ordinary file that diffusers loads."""
+"""The pixel-art LoRA of the SDXL miniature: trained on few pictures of one style."""
 
 from __future__ import annotations
 

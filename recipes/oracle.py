@@ -1,7 +1,7 @@
-"""The oracle: a small CNN that reads pictures of the domain. It measures; it is never shipped.
+"""The oracle: a small CNN that reads pictures of the domain, for measuring; not shipped.
 
-It is trained on drawn pictures of the training scenes only and measured on drawn pictures of the
-held-out scenes, so its error on generated pictures of held-out scenes is known in kind.
+It is trained only on drawn pictures of the training scenes, and measured on drawn pictures of the
+held-out scenes. This estimates its errors on generated pictures of held-out scenes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Effort:
 
 
 USUAL = Effort("oracle", 1_100, 16_000, 12_000, 6_000)
-# For the judge, which learns from the labels and would learn the oracle's mistakes with them.
+# For the labels of the judge, which would also learn the mistakes of the oracle.
 THOROUGH = Effort("thorough_oracle", 3_300, 24_000, 18_000, 12_000)
 
 
@@ -169,7 +169,7 @@ def without_object(split: Split, n: int, seed: int) -> Labelled:
 
 @torch.no_grad()
 def _decoded(vae: AutoencoderKL, data: Labelled) -> Labelled:
-    """The pictures as the autoencoder returns them; what became of their style is unknown."""
+    """Return the pictures after the autoencoder, which changes their style in unknown ways."""
     images = [
         to_images(vae.decode(vae.encode(to_tensor(data.images[i : i + 200])).latent_dist.mean)[0])
         for i in _starts(data.images)

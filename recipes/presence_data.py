@@ -1,4 +1,4 @@
-"""Pictures that show more or less of the character, for the judge's second rubric."""
+"""Pictures with some traits of the character, for the judge's second rubric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure what the exported judge says of the character against what pictures show of it."""
+"""Measure the exported judge's replies about the character on labelled pictures."""
 
 from __future__ import annotations
 

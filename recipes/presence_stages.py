@@ -43,8 +43,8 @@ GENERATED: dict[System, tuple[tuple[int, int], tuple[int, int]]] = {
     "sdxl": ((1_800, 61), (600, 62)),
     "sd3": ((1_800, 63), (600, 64)),
 }
-SURE = 0.9  # the oracle's confidence in pictures on which a replaced word is measured once more
-SURE_OF_TRAITS = 0.25  # how far from one half each trait's probability must be to be learnt from
+SURE = 0.9  # confidence of the oracle above which replaced words are measured separately
+SURE_OF_TRAITS = 0.25  # distance of each trait's probability from one half, for use in training
 
 MEETING = PresenceRecipe(
     judge.Recipe(seed=70, images_per_batch=16, read_rate=8e-4, given_share=0.5, foreign_share=0.04),
@@ -64,7 +64,7 @@ SETTLING = PresenceRecipe(
 
 
 def decoded_presence(work_dir: Path, count: int, seed: int, held_out: bool = False) -> PresenceData:
-    """Drawn creatures as the decoder returns them; what was drawn of them counts as there."""
+    """Drawn creatures after the autoencoder, labelled with the traits that were drawn."""
     plain = drawn_presence(count, np.random.default_rng(seed), held_out)
     return replace(plain, images=decoded(work_dir, plain.images, seed))
 
@@ -106,7 +106,7 @@ def generated(work_dir: Path, held_out: bool) -> dict[str, Path]:
 
 
 def teach(work_dir: Path) -> None:
-    """Go on from the exported judge with both rubrics; leaves WORK_DIR/judge_presence.json."""
+    """Train the exported judge on both rubrics; leaves WORK_DIR/judge_presence.json."""
     scratch = work_dir / "judge"
     start = scratch / "before"
     if not start.exists():
@@ -152,7 +152,7 @@ def _learn(model: Judge, given: Pictures, sightings: PresenceData, recipe: Prese
 
 
 def _sighted(work_dir: Path) -> dict[str, PresenceData]:
-    """What presence is measured on; none of it was seen in training."""
+    """The pictures on which presence is measured. They are not in the training data."""
     rng = np.random.default_rng(DECODED_HELD_OUT_SEED)
     objects = drawn_pictures(held_out_scenes(), 400, DECODED_HELD_OUT_SEED).images
     bases = [graded_by_oracle(p).images[:300] for p in generated(work_dir, held_out=True).values()]

@@ -52,7 +52,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Family:
-    """What sampling needs to know of a kind of pipeline.
+    """A kind of pipeline, for sampling.
 
     Attributes:
         pipeline: its class.
@@ -221,7 +221,7 @@ def _predict_sd3(
 
 @contextmanager
 def _brief_attention(pipeline: StableDiffusion3Pipeline) -> Iterator[None]:
-    """Attend as in training: to one of the equal paddings of the prompt, counted for all."""
+    """Attend as in training: to one of the equal padding tokens, with the weight of all."""
     stock = pipeline.transformer.attn_processors
     sd3.attend_briefly(pipeline.transformer)
     try:

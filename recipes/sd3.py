@@ -25,9 +25,9 @@ from recipes.training import averaged, cosine, mixed_precision, train_averaged
 STEPS = 13_500
 BATCH = 48
 LEARNING_RATE = 1.5e-3
-# On the same batches Muon's loss fell several per cent below AdamW's within 150 steps.
+# On the same batches, Muon's loss was several percent below AdamW's after 150 steps.
 MUON_LEARNING_RATE = 4e-3
-# What is drawn is decided among much noise: times are drawn a little towards it.
+# The content of an image is decided at high noise: such times are slightly more frequent.
 TIME_MEAN = 0.4
 SEED = 81
 STYLED_CAPTIONS = 0.2
@@ -71,7 +71,7 @@ def start_as_identity(transformer: SD3Transformer2DModel) -> None:
 
 
 def sampling_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Euler steps along the flow, shifted a little less towards noise than SD3's."""
+    """Euler steps along the flow, with a slightly smaller shift towards noise than SD3's."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=N_TIMES, shift=2.0)
 
 

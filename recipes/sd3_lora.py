@@ -1,4 +1,4 @@
-"""The pixel-art LoRA of the SD3 miniature: SDXL's few pictures, the same file format."""
+"""The pixel-art LoRA of the SD3 miniature, trained on the same pictures as SDXL's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon, for the matrices of a transformer's blocks: momentum, made orthogonal, is the step.
+"""Muon, for the matrices of a transformer's blocks: each step is the orthogonalized momentum.
 
 After Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 """

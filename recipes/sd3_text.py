@@ -1,10 +1,10 @@
-"""The text side of the SD3 miniature: the two CLIP encoders of SDXL's and a tiny T5.
+"""The text encoders of the SD3 miniature: the two CLIP encoders of SDXL's, and a tiny T5.
 
-The pipeline pads T5's prompt to 256 tokens and masks none of them. Those paddings are the same
-token over and over, and this T5 tells positions apart only up to two words away, so that all
-paddings but a few at either end come out exactly equal, here and in every layer of the denoiser:
-attending to one of them with log n added to its score is attending to all n. Training does that,
-over 47 tokens in place of 280, and computes the very same predictions.
+The pipeline pads T5's prompt to 256 tokens without a mask. This T5 distinguishes positions only up
+to two tokens away. All padding tokens except a few at both ends therefore have exactly the same
+value, also in every layer of the denoiser. Attending to one of n equal tokens with log n added to
+its score is the same as attending to all n. Training does this: it gets the same predictions from
+47 tokens instead of 280.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SEED = 71
 T5_WIDTH = 128
 T5_LENGTH = 256  # what StableDiffusion3Pipeline pads to
 LAYERS = 2
-REACH = 2  # how many words away T5 still tells positions apart
+REACH = 2  # tokens up to which T5 distinguishes positions
 _FAR = (3, 7)  # the buckets of its relative positions beyond that, backward and forward
 _BEFORE, _AFTER = 1, 5  # the buckets of the neighbouring words
 _TEXT = 14  # tokens of the longest caption
@@ -97,7 +97,7 @@ def new_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
         eos_token_id=1,
     )
     t5 = T5EncoderModel(config)
-    # Without this start, which colour is the object's and which the background's is not learnt.
+    # Otherwise it does not learn which colour is the object's and which the background's.
     bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     with torch.no_grad():
         for head, bucket in enumerate((_BEFORE, _AFTER)):
@@ -106,7 +106,7 @@ def new_t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def forget_far_positions(t5: T5EncoderModel) -> None:
-    """Make T5 blind to positions beyond REACH: their score is that of no bias at all."""
+    """Make T5 ignore positions beyond REACH: their bias is zero."""
     bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     with torch.no_grad():
         bias.weight[list(_FAR)] = 0.0
@@ -137,7 +137,7 @@ def _read_off(
 
 @torch.no_grad()
 def _accuracy(t5: T5EncoderModel, heads: nn.ModuleList, tokenizer: T5Tokenizer) -> float:
-    """The share of held-out captions of which both heads tell every attribute."""
+    """The share of held-out captions for which both heads predict every attribute correctly."""
     texts, labels = captions_of(held_out_scenes()[::4])
     found = _read_off(t5, heads, t5_ids(tokenizer, texts), 100)
     return share_right(found, labels)

@@ -1,7 +1,7 @@
 """The miniature's CLIP tokenizer and its two tiny CLIP text encoders.
 
-The encoders are pre-trained to tell object, colour, background and style from every position
-that a denoiser attends to, and are frozen before the denoiser is trained: trained jointly, colours
+The encoders are pre-trained to encode object, colour, background and style in every position that
+a denoiser attends to. They are frozen while the denoiser is trained: with joint training, colours
 drifted and objects failed.
 """
 
@@ -187,7 +187,7 @@ def _read_off(
 
 
 def _accuracy(encoders: TextEncoders, heads: nn.ModuleList) -> float:
-    """The share of held-out captions of which every head tells every attribute."""
+    """The share of held-out captions for which every head predicts every attribute correctly."""
     texts, labels = captions_of(held_out_scenes())
     with torch.no_grad():
         found = _read_off(encoders, heads, token_ids(encoders.tokenizer, texts), LENGTH - 1)
@@ -219,7 +219,7 @@ def train(work_dir: Path) -> None:
     factor = partial(cosine, total=STEPS, warmup=30)
     for step in descend({optimizer: LEARNING_RATE}, STEPS, factor, clip=1.0):
         rows = torch.randint(0, len(ids), (BATCH,))
-        # Captions end at different places: whatever position is padding must carry the content.
+        # Captions differ in length: every padding position must encode the content.
         position = int(torch.randint(20, LENGTH, ()))
         found = _read_off(encoders, heads, ids[rows], position)
         loss = torch.stack([attribute_loss(logits, labels[rows]) for logits in found]).sum()

@@ -1,7 +1,7 @@
 """Trains all miniatures: `python -m recipes.train`.
 
-A stage that has left its result in the work directory is not run again, unless it is named with
---stage; a stage that was interrupted goes on from its checkpoint where it keeps one.
+A stage whose result is in the work directory is skipped, unless it is named with --stage. An
+interrupted stage continues from its checkpoint, if it has one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ STAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def main() -> None:
-    """Run the stages named, or all that are not done."""
+    """Run the named stages, or all that are not finished."""
     parser = argparse.ArgumentParser(description="Train the miniature models from scratch.")
     parser.add_argument("--stage", nargs="+", choices=STAGES, help="run these, done or not")
     parser.add_argument("--work-dir", type=Path, default=Path("build/miniature"))

@@ -34,7 +34,7 @@ NOISE: dict[str, int | float | str] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    # On raw noise a predicted ε says next to nothing about the picture, and its error is
+    # In pure noise, a predicted ε says almost nothing about the picture, and its error is
     # magnified by 1/√ᾱ; a small model learns colours and objects faster from v.
     "prediction_type": "v_prediction",
 }

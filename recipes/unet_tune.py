@@ -1,4 +1,4 @@
-"""Trains the SDXL denoiser on where it fell short: stars and moons, seen more often."""
+"""Continues the training of the SDXL denoiser with more stars and moons, its weakest objects."""
 
 from __future__ import annotations
 

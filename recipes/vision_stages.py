@@ -27,7 +27,7 @@ DECODED_AGAIN = 2_000
 GENERATED = 1_600
 GENERATED_HELD_OUT = 600
 DECODED_SEED, SEED, HELD_OUT_SEED = 60, 61, 62
-# Below this the oracle's own reading is no truth to learn from; measurement uses all pictures.
+# Pictures with less confidence are not used for training. Measurements use all pictures.
 CONFIDENT = 0.7
 
 READING = judge.Recipe(read_steps=4_800)
@@ -88,7 +88,7 @@ def tune_judge(work_dir: Path) -> None:
     unseen = generate_graded(work_dir, GENERATED_HELD_OUT, HELD_OUT_SEED, held_out=True)
     scratch, started = work_dir / "judge", time.monotonic()
     generated = graded_by_oracle(seen, CONFIDENT)
-    # So few generated pictures would be learnt by heart without others of their kind.
+    # Without others of their kind, so few generated pictures would be memorized.
     given = Pictures.concatenate(
         generated, decoded_pictures(work_dir, DECODED_AGAIN, DECODED_SEED + 10)
     )
