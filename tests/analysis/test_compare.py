@@ -124,7 +124,7 @@ def test_a_run_without_one_of_its_images_is_compared(make, whole, tmp_path):
     }
 
 
-def test_only_what_all_have_is_compared_and_that_is_told(run_of, whole, tmp_path):
+def test_only_shared_prompts_and_seeds_are_compared_with_a_note(run_of, whole, tmp_path):
     methods, prompts = {"Third": {"guider": "lora"}}, ["a dog", "a cat", "a cow"]
     seeds = {"start": 4, "count": 2}
     other = run_of("other", methods=methods, baseline="Third", prompts=prompts, seeds=seeds)
@@ -161,7 +161,7 @@ def judged_by_another(folder: RunFolder, cell: str) -> None:
         ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "answers to different questions"),
     ],
 )
-def test_what_is_not_on_one_scale_is_refused(halves, tmp_path, section, values, message):
+def test_scores_on_different_scales_are_refused(halves, tmp_path, section, values, message):
     change(RunFolder(halves[1]), section, **values)
     with pytest.raises(UsageError) as raised:
         compare(halves, tmp_path / "joint", allow_different_judges=True)
@@ -181,7 +181,7 @@ def test_different_judges_are_refused_unless_asked_for(halves, tmp_path):
     assert {row["judge_key_in_run"] for row in rows} == {"another judge"}
 
 
-def test_a_model_that_is_not_the_same_is_told(halves, tmp_path):
+def test_a_different_model_is_reported(halves, tmp_path):
     for half, dtype in zip(halves, ("float32", "float16"), strict=True):
         change(RunFolder(half), "models", A=MODEL | {"dtype": dtype})
     asked = ["compare", *map(str, halves), "--output", str(tmp_path / "joint")]
@@ -307,7 +307,7 @@ def test_runs_of_any_folder_name_are_compared(halves, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["A", "A--CFG"])
-def test_a_name_that_two_runs_have_is_told_apart(make, benchmark_data, tmp_path, model):
+def test_a_name_that_two_runs_have_is_made_unique(make, benchmark_data, tmp_path, model):
     """Also where a model is called as the cell of another."""
     models = {model: benchmark_data["models"]["A"]}
     one, (plan, two) = scored(*make("one", models=models)), make("two", models=models)

@@ -59,7 +59,7 @@ def test_models_that_are_called_otherwise_are_paired_with_nothing_and_that_is_sa
     assert "no cell of B" in first_page_text(joint.folder)
 
 
-def test_other_software_and_hardware_is_told_and_the_same_is_not(runs, tmp_path):
+def test_only_different_software_and_hardware_is_reported(runs, tmp_path):
     first, second = runs()
     here = {"packages": {"torch": "2.13.0", "numpy": "2.4"}, "hardware": {"device": "cpu"}}
     for folder in (first, second):
@@ -77,7 +77,7 @@ def test_other_software_and_hardware_is_told_and_the_same_is_not(runs, tmp_path)
     )
 
 
-def test_cut_prompts_are_told_under_the_numbers_that_prompts_have_together(runs, tmp_path):
+def test_cut_prompts_are_reported_with_their_numbers_in_the_comparison(runs, tmp_path):
     first, second = (RunFolder(folder) for folder in runs())
     prompts = first.read_manifest().prompts
     cut = PromptCut(name="prompt 2", encoders=["text_encoder"], tokens=90, limit=77, read="a")

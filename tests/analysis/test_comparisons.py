@@ -102,7 +102,7 @@ def test_where_no_number_of_units_follows_there_is_none(a, b):
     assert paired(means(a), means(b))["units_for_power_80"] is None
 
 
-def test_what_is_no_mean_over_units_is_tested_as_its_interval_says():
+def test_statistics_that_are_not_means_are_tested_by_their_interval():
     """The t-test of the pseudo-values' differences: below 0.05 where the interval leaves 0 out."""
     rng = np.random.default_rng(5)
     for shift in (0.0, 0.2, 0.5, 1.0):

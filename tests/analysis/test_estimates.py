@@ -248,7 +248,7 @@ def test_images_of_one_prompt_count_as_one_unit():
         ([1.0, np.nan, 1.0, 2.0, 3.0], "no interval: undefined in some resamples of 5 prompts"),
     ],
 )
-def test_there_is_no_interval_with_a_reason(values, reason):
+def test_a_missing_interval_has_a_reason(values, reason):
     x = np.asarray(values)
     found = bootstrap_interval(lambda drawn: float(x[drawn].mean()), len(x), "prompt")
     assert np.isnan([found.low, found.high]).all()

@@ -63,7 +63,7 @@ def table(text: str) -> list[list[str]]:
     return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
 
 
-def test_the_best_of_each_model_is_bold_ties_and_direction_told():
+def test_the_best_of_each_model_is_bold_with_ties_and_direction():
     first = one_model(
         row("a", diversity=0.2, er=1.0, pc=3.0),
         row("b", diversity=0.1, er=0.5, pc=3.0001),  # the same as it is printed
@@ -104,7 +104,7 @@ def test_intervals_are_shown():
     assert lines[7] == r" &  & {\scriptsize [0.100, 0.300]} &  &  \\"
 
 
-def test_published_values_and_the_difference_stand_below_ours():
+def test_published_values_and_the_difference_are_below_ours():
     nan = float("nan")
     results = one_model(
         row("a", diversity=0.15, pc=4.0, diversity_published=0.1701, pc_published=nan),
@@ -148,7 +148,7 @@ def test_by_point_has_points_down_and_methods_across():
 
 
 @pytest.mark.parametrize("make", [by_method, by_point])
-def test_published_passes_stand_below_ours(make):
+def test_published_nfe_is_below_ours(make):
     results = swept({("x", "0.4"): {"nfe_published": 50.0}, ("x", "1"): {}}, {})
     found = [line[4 if make is by_method else 2] for line in table(markdown(make(results)))]
     at = found.index("40")

@@ -129,7 +129,7 @@ def test_parameters_are_columns(planned, tmp_path):
     assert headings[1:] == ["### PC ↑", "### Div-PC ↑", "### NFE", "### Images"]
 
 
-def test_every_cell_has_a_name_of_its_own_in_the_report(planned, tmp_path):
+def test_every_cell_has_a_unique_name_in_the_report(planned, tmp_path):
     plan = planned({"lora_scale": [0.4, 1.0], "interval": [[0, 1], [0.25, 0.75]]})
     folder = scored(plan, RunFolder(tmp_path / "run"))
     said, figures = text_of(content_of(folder).sections), read_run_view(folder).figure_data
@@ -159,7 +159,7 @@ def beside(planned, workplace) -> Callable[..., Plan]:
     return plan
 
 
-def test_published_values_stand_beside_their_own_point(beside, tmp_path):
+def test_published_values_are_beside_their_own_point(beside, tmp_path):
     content = (
         "method,lora_scale,start,stop,pc\n"
         "CFG,0.4,,,1\nCFG,1,,,2\nAutoLoRA,0.4,0,1,3\nAutoLoRA,1.0,0.25,0.75,4\n"
@@ -199,7 +199,7 @@ def test_one_published_value_is_not_that_of_a_whole_sweep(beside):
         ("pixel_art", 4),
     ],
 )
-def test_the_papers_values_stand_beside_the_shipped_benchmarks(tmp_path, name, n_published):
+def test_the_papers_values_are_beside_the_shipped_benchmarks(tmp_path, name, n_published):
     """The 48 of Table 1 are read in test_paper_tables.py."""
     plan = make_plan(load_benchmark(name), 1, 1)
     folder = RunFolder(tmp_path / "run")

@@ -252,7 +252,7 @@ def with_published(planned, workplace) -> Callable[..., Plan]:
     return plan
 
 
-def test_published_values_stand_beside_ours(with_published, whole):
+def test_published_values_are_beside_ours(with_published, whole):
     tables(with_published("model,method,diversity,pc\nA,AutoLoRA,0.25,3.5\nB,CFG,0.5,1\n"), whole)
     table = pd.read_parquet(whole.table("parquet")).set_index("cell")
     assert table.loc[AUTO, ["diversity_published", "pc_published"]].tolist() == [0.25, 3.5]

@@ -127,7 +127,7 @@ TURNED = {"guider": "autolora", "start": 0.6, "stop": 0.2}
         ("baseline", "AutoLora", ": unknown method 'AutoLora'. Did you mean 'AutoLoRA'?"),
     ],
 )
-def test_what_is_wrong_ends_with_what_was_expected(problem, benchmark_data, keys, value, end):
+def test_an_error_ends_with_what_was_expected(problem, benchmark_data, keys, value, end):
     line = problem(changed(benchmark_data, keys, value))
     assert f": {keys}: " in line
     assert line.endswith(end)
@@ -166,7 +166,7 @@ def test_a_name_may_be_any_word(load, problem, benchmark_data, name):
     assert f": methods.{name}.scale: unknown key." in problem(unknown)
 
 
-def test_all_problems_are_told_at_once_in_one_line_each(write_benchmark, benchmark_data):
+def test_all_problems_are_reported_at_once_in_one_line_each(write_benchmark, benchmark_data):
     data = changed(benchmark_data, "seeds.count", 0)
     data = changed(data, "models.A.steps", 5)
     data = changed(data, "device", "gpu")

@@ -211,7 +211,7 @@ def test_a_revision_of_a_folder_is_refused_rather_than_ignored(problem, benchmar
 
 
 @pytest.mark.parametrize("component", ["unet", "vae"])
-def test_a_broken_configuration_is_no_traceback(problem, benchmark_data, workplace, component):
+def test_a_broken_configuration_gives_a_message(problem, benchmark_data, workplace, component):
     config = workplace / "sdxl" / component / "config.json"
     config.write_text("{broken")
     assert f": models.A.pipeline: {config}: not valid JSON" in problem(benchmark_data)

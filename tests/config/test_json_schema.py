@@ -101,7 +101,7 @@ def test_a_first_benchmark_has_the_papers_defaults(tmp_path, pipeline, steps, sc
     ("name", "message"),
     [("a.yaml", "already exists"), (NAME, "not a schema of autolora-eval")],
 )
-def test_no_file_of_somebody_else_is_written_over(tmp_path, name, message):
+def test_existing_files_are_not_overwritten(tmp_path, name, message):
     (tmp_path / name).write_text("{}", encoding="utf-8")
     with pytest.raises(UsageError, match=message):
         write_starter(tmp_path / "a.yaml", *MINIATURE, ["a cat"], None)

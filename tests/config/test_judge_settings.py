@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_named_with_its_place(lines, line_of, settings, key
         assert int(number) == line_of(key)
 
 
-def test_every_problem_is_told(lines):
+def test_every_problem_is_reported(lines):
     found = lines(
         base_url=["a", "http://b/v1", "http://me:sentinel@c/v1", "http://d/v1?key=sentinel"],
         constraint="regex",

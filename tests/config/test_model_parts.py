@@ -29,7 +29,7 @@ def test_a_sweep_multiplies_the_scales_of_several_loras(plan_of, with_model):
     assert [lora.scale for lora in cell.model.spec.loras] == [0.8, 0.3]
 
 
-def test_the_order_and_every_scale_are_part_of_what_is_asked_for(plan_of, with_model):
+def test_the_order_and_every_scale_are_part_of_the_settings(plan_of, with_model):
     lists = [TWO, TWO[::-1], TWO[:1], [TWO[0], TWO[1] | {"part_of_base": True}]]
     lists += [[TWO[0], TWO[1] | {"scale": 0.6}]]
     keys = set()

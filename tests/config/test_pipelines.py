@@ -70,7 +70,7 @@ def test_an_index_that_names_no_class_is_refused(problem, data, workplace, index
     assert says in problem(data)
 
 
-def test_a_folder_that_is_no_pipeline_is_refused(problem, data):
+def test_a_folder_that_is_not_a_pipeline_is_refused(problem, data):
     assert "has no model_index.json, so it is not a model in the diffusers" in problem(data)
 
 

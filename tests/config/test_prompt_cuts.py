@@ -58,7 +58,7 @@ def published(tmp_path) -> Path:
 
 @pytest.mark.model
 @pytest.mark.parametrize("model", ["sdxl", "sd3", "published"])
-def test_what_is_read_is_what_transformers_passes_to_the_encoder(model, request):
+def test_the_tokens_read_are_those_that_transformers_passes_to_the_encoder(model, request):
     from transformers import AutoTokenizer
 
     folder = request.getfixturevalue(model) if model == "published" else miniature_folder(model)

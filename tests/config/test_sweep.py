@@ -146,7 +146,7 @@ BEFORE = {
 }
 
 
-def test_without_a_sweep_nothing_is_made_anew(plan_of, benchmark_data, image_key):
+def test_without_a_sweep_nothing_is_made_again(plan_of, benchmark_data, image_key):
     what = {
         "pipeline": {"kind": "folder", "name": "p", "sha256": "1"},
         "loras": [{"kind": "file", "name": "l", "sha256": "2", "part_of_base": False}],
@@ -251,7 +251,7 @@ def test_too_many_cells_are_refused_before_they_are_made(refused):
     assert line.startswith("sweep: 1,000,000,000 combinations with 1 × 4 models and methods")
 
 
-def test_all_that_is_wrong_is_told_at_once(write_benchmark, benchmark_data):
+def test_all_problems_of_a_sweep_are_reported_at_once(write_benchmark, benchmark_data):
     sweep = {"lora_scale": [0, 0.5, 0.5], "gamma": [1], "interval": [[1, 0]]}
     path = write_benchmark(benchmark_data | {"sweep": sweep, "methods": METHODS})
     with pytest.raises(UsageError) as caught:

@@ -55,7 +55,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(problem, benchmark_d
         ("prompts:\n- a: 1\n  a: 2\n", ":3: prompts.0.a: stands here and on line 2;"),
     ],
 )
-def test_what_is_no_benchmark_at_all(problem, text, says):
+def test_a_file_that_is_not_a_benchmark_is_refused(problem, text, says):
     assert says in problem(text)
 
 

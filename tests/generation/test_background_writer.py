@@ -64,7 +64,7 @@ def test_the_next_image_is_made_while_one_is_written(plan, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
-def test_what_is_queued_is_written_though_the_next_image_fails(plan, tmp_path, error):
+def test_queued_images_are_written_if_the_next_one_fails(plan, tmp_path, error):
     dataset = open_dataset(plan, tmp_path)
 
     def fail_after_two() -> None:

@@ -91,7 +91,9 @@ def test_a_new_run_keeps_nothing(data, plan_of, run):
     assert run_outlook(plan_of(data), run) is None
 
 
-def test_what_is_kept_of_a_changed_benchmark_and_why_the_rest_is_made(data, plan_of, folder):
+def test_the_plan_says_what_a_changed_benchmark_keeps_and_why_the_rest_is_made(
+    data, plan_of, folder
+):
     assert stages(plan_of(data), folder) == [
         StageOutlook("Images", 10, 2, ("2 of A × CFG, A × AutoLoRA: not made yet",)),
         StageOutlook("Features", 10, 2),

@@ -296,7 +296,7 @@ def test_a_failing_guider_is_reported_with_its_line_and_other_images_are_kept(pl
     assert len(read_jsonl(run.metadata("T--CFG"))) == 3
 
 
-def test_every_batch_gets_a_new_guider_and_an_edited_one_makes_its_images_anew(
+def test_every_batch_gets_a_new_guider_and_an_edited_one_makes_its_images_again(
     plan_of, run, module
 ):
     plan = plan_of("Once")

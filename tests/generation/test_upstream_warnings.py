@@ -34,7 +34,7 @@ def changed(
     return TinyModel(folder, one_lora.lora, one_lora.changes)
 
 
-def test_what_the_libraries_warn_of_is_told_once(one_lora, tmp_path, capsys):
+def test_warnings_of_libraries_are_shown_once(one_lora, tmp_path, capsys):
     tiny = changed(one_lora, tmp_path, "text_encoder", more="adapter.weight")
     for _ in range(2):
         with quiet_libraries():
@@ -58,7 +58,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(one_lora, tmp_path, pa
     assert message.partition("random: ")[2].partition(". Download")[0].endswith(weight)
 
 
-def test_only_what_matters_is_told_and_errors_stay(capsys):
+def test_only_warnings_that_matter_are_shown_and_errors_stay(capsys):
     library = logging.getLogger("peft.tuners.lora")
     with quiet_libraries():
         for text in ("the input was truncated: 'in blue'", "a new version is available"):

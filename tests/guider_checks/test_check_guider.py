@@ -72,7 +72,7 @@ def test_a_single_check_runs_after_those_that_it_requires() -> None:
     assert checks["check_output_shape"]().status == "passed"
 
 
-def test_an_instance_stands_for_its_class_and_config() -> None:
+def test_an_instance_is_used_by_its_class_and_config() -> None:
     results = check_guider(Good(guidance_scale=1.0), model="sd3")
     acts = next(result for result in results if result.name == "check_guidance_has_effect")
     assert acts.message == (

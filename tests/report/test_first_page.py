@@ -233,7 +233,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
     assert "2 images are missing or unreadable (2 of SDXL × AutoLoRA)" in text
 
 
-def test_published_values_stand_beside_ours_with_the_difference(tmp_path):
+def test_published_values_are_beside_ours_with_the_difference(tmp_path):
     tables = make_tables(models=("SD3", "SDXL"), methods=("LoRA+CFG", "AutoLoRA+CFG"))
     tables.table["diversity_published"] = [0.136, 0.197, np.nan, 0.170]
     content = content_of(tables.write(tmp_path / "run"))
@@ -242,7 +242,7 @@ def test_published_values_stand_beside_ours_with_the_difference(tmp_path):
     assert "0.170 0.171 here (+0.001)" in text_of(section.parts)
 
 
-def test_seconds_stand_beside_the_nfe_if_they_were_measured(tmp_path):
+def test_seconds_are_beside_the_nfe_if_they_were_measured(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     folder.timings.write_text(
         "cell,n_timed,seconds_per_image\nSDXL--AutoLoRA,6,4.5\nSDXL--LoRA,6,2\n"

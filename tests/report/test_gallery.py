@@ -151,7 +151,7 @@ def test_only_the_gallerys_own_script_may_run(judged):
         assert written not in script
 
 
-def test_pictures_stand_in_the_file_once(hostile):
+def test_each_picture_is_in_the_file_once(hostile):
     images = json.loads(data_block(hostile))["images"]
     listed = [image["src"] for image in gallery_page(hostile).all("img")]
     assert (len(images), len(listed)) == (192, 48)
@@ -187,7 +187,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path):
     assert len(gallery_page(folder).all("img")) == 3
 
 
-def test_everything_to_find_an_image_is_told(tmp_path):
+def test_everything_to_find_an_image_is_listed(tmp_path):
     tables = one_prompt(n_seeds=2)
     tables.scores["pc_expected"] = [3.25, np.nan, np.nan, np.nan]
     tables.scores.loc[1, ["pc", "sa"]] = np.nan

@@ -58,7 +58,7 @@ def test_a_swept_parameter_goes_down_and_methods_across_with_one_noise(undrawn_s
             assert found == (method, float(line.label), 1)
 
 
-def test_of_48_cells_the_methods_stand_side_by_side_at_the_best_point(undrawn_sweep):
+def test_of_48_cells_the_methods_are_side_by_side_at_the_best_point(undrawn_sweep):
     grids = chosen(undrawn_sweep)
     assert list(grids) == ["grid_seeds_prompt0", "grid_lora_scale_seed0", "grid_lora_scale_seed1"]
     grid = grids["grid_seeds_prompt0"]

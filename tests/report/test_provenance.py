@@ -88,5 +88,5 @@ def test_an_equation_is_cut_into_signs_with_their_scripts():
         *(("a__b", "a_b"), ("a_{}", "a"), ("\n\x85", ""), ("a^b^c_d", "ab^cd")),
     ],
 )
-def test_a_text_that_is_no_equation_is_shown_all_the_same(text, kept):
+def test_a_text_that_is_not_an_equation_is_shown_too(text, kept):
     assert "".join(f"{sign}{low}{high}" for sign, low, high in shown(text)) == kept

@@ -71,7 +71,7 @@ def test_a_run_without_repeats_and_ratings_says_how_to_get_them(tmp_path):
     assert content.caveats == []
 
 
-def test_without_a_judge_there_is_no_such_section(tmp_path):
+def test_without_a_judge_the_section_is_missing(tmp_path):
     content = content_of(two_methods(judged=False).write(tmp_path / "run"))
     assert content.reliability == []
     assert len(content.caveats) == 1
@@ -86,7 +86,7 @@ def unscored(tables: Tables, reasons: dict[int, str]) -> Tables:
     return tables
 
 
-def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
+def test_unscored_images_are_listed_by_cell_and_reason(tmp_path):
     reasons = {0: "no_json", 1: "no_json", 7: "out_of_range:pc"}
     content = content_of(unscored(two_methods(), reasons).write(tmp_path / "run"))
     table = content.reliability[0].tables[0]
@@ -101,7 +101,7 @@ def test_unscored_images_are_told_by_cell_and_reason(tmp_path):
     )
 
 
-def test_rare_reasons_are_told_together(tmp_path):
+def test_rare_reasons_are_listed_together(tmp_path):
     tables = unscored(two_methods(), {n: f"reason {min(n, 6)}" for n in range(9)})
     table = content_of(tables.write(tmp_path / "run")).reliability[0].tables[0]
     assert table.columns[2:] == ("reason 6", *(f"reason {n}" for n in range(3)), "3 other reasons")
@@ -109,7 +109,7 @@ def test_rare_reasons_are_told_together(tmp_path):
 
 
 @pytest.mark.parametrize(("n_unscored", "message"), [(1, False), (2, True)])
-def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_unscored, message):
+def test_one_unscored_image_in_a_hundred_is_not_a_separate_caveat(tmp_path, n_unscored, message):
     tables = two_methods()
     tables.table["n_images"] = 100
     tables.table["n_unscored"] = [n_unscored, 0]
@@ -118,7 +118,7 @@ def test_one_unscored_image_in_a_hundred_is_not_a_caveat_of_its_own(tmp_path, n_
     assert said is message
 
 
-def test_how_the_judge_was_asked_is_told(tmp_path):
+def test_the_report_says_how_the_judge_was_asked(tmp_path):
     tables = two_methods()
     judge = {"constraint": "guided_regex", "served_by": "vllm", "server_version": "0.10.2"}
     tables.manifest["judge"] |= judge | {"cached": 1}
@@ -133,7 +133,7 @@ def test_how_the_judge_was_asked_is_told(tmp_path):
     assert message.endswith("scored. The judge's replies were unconstrained (plain).")
 
 
-def test_repeats_are_told_with_intervals(tmp_path):
+def test_the_agreement_of_repeats_is_reported_with_intervals(tmp_path):
     tables = two_methods()
     tables.manifest["judge"]["repeats"] = 3
     folder = tables.write(tmp_path / "run")
@@ -180,7 +180,7 @@ def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
     assert content_of(folder).caveats == []
 
 
-def test_expected_scores_stand_beside_the_verdicts(tmp_path):
+def test_expected_scores_are_beside_the_scores(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     once = {"n_repeated": 0, "alpha": np.nan, "exact_agreement": np.nan, "expected_mean": 3.375}
     repeats(**once, reason="no image has two verdicts").to_csv(folder.reliability, index=False)
@@ -210,7 +210,7 @@ def with_people(path: Path, expected: bool = False) -> RunFolder:
     return folder
 
 
-def test_agreement_with_people_is_told(tmp_path):
+def test_agreement_with_people_is_reported(tmp_path):
     folder = with_people(tmp_path / "run", expected=True)
     found = pd.read_csv(folder.agreement)
     text = text_of(report_content(folder).sections)

@@ -13,7 +13,7 @@ def test_without_a_difference_in_cost_there_is_no_figure():
     assert KIND.drawings(with_values(data, nfe=dict.fromkeys(data.table["cell"], 40.0))) == []
 
 
-def test_every_cell_stands_at_its_nfe():
+def test_every_cell_is_at_its_nfe():
     data = made_up()
     axes = KIND.panels(data)
     assert len(axes) == len(data.metrics)
@@ -24,7 +24,7 @@ def test_every_cell_stands_at_its_nfe():
     assert "This run did not record the seconds per image." in KIND.caption(data)
 
 
-def test_seconds_stand_beside_nfe_and_a_missing_one_is_not_zero():
+def test_seconds_are_beside_nfe_and_a_missing_one_is_not_zero():
     seconds = {"SDXL--LoRA": 1.5, "SDXL--AutoLoRA": 2.5, "SDXL--LoRA+CFG": 2.75}
     data = with_values(made_up(), seconds_per_image=seconds)
     axes = np.asarray(KIND.panels(data)).reshape(5, 2)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 KIND = Kind("paired_differences")
 
 
-def test_units_differences_and_intervals_stand_where_they_belong():
+def test_units_differences_and_intervals_are_at_their_values():
     data = made_up(n_prompts=9, n_seeds=4)
     axes = KIND.panels(data)
     assert [axis.get_title() for axis in axes] == ["Div ↑", "PC ↑", "SA ↑", "Div-PC ↑", "Div-SA ↑"]

@@ -43,7 +43,7 @@ def test_a_cell_without_any_score_is_a_bar_of_unscored_images():
     assert found[:, 0].tolist() == [0.0] * 6 + [1.0]
 
 
-def test_48_cells_stand_in_a_panel_a_method_each_bar_with_its_place_on_the_sweep():
+def test_48_cells_have_one_panel_per_method_and_each_bar_its_swept_value():
     scores = {"pc": SCORES["pc"]}
     data = made_up(sweep={"lora_scale": LORA_SCALES}, scores=scores)
     axes = KIND.panels(data)

@@ -106,7 +106,7 @@ def test_another_parameter_gives_panels_side_by_side():
     assert "panels are shown" not in KIND.caption(data, 1)
 
 
-def test_models_stand_side_by_side_or_where_there_are_panels_apart():
+def test_models_are_side_by_side_or_in_separate_figures():
     one = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": ["0.4", "1"]})
     assert [axis.get_title() for axis in KIND.panels(one)[:2]] == ["SDXL", "SD3"]
     two = made_up(

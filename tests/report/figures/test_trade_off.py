@@ -12,7 +12,7 @@ pytestmark = pytest.mark.e2e
 KIND = Kind("diversity_vs_scores")
 
 
-def test_every_cell_stands_at_its_score_and_diversity_with_its_intervals():
+def test_every_cell_is_at_its_score_and_diversity_with_its_intervals():
     data = made_up()
     first, second = KIND.panels(data)
     for axis, score in ((first, "pc"), (second, "sa")):
@@ -126,7 +126,7 @@ def test_curves_of_equal_product_are_of_equal_product():
         assert level in [text.get_text() for text in axis.texts]
 
 
-def test_many_cells_of_several_models_stand_in_a_row_of_panels_each():
+def test_many_cells_of_several_models_have_one_row_of_panels_per_model():
     data = made_up(models=("SDXL", "SD3"), sweep={"lora_scale": LORA_SCALES})
     axes = KIND.panels(data)
     titles = [axis.get_title() for axis in axes]
@@ -147,7 +147,7 @@ def test_labels_on_a_sweep_are_its_values():
     assert "The label next to a mark is its LoRA scale." in KIND.caption(data)
 
 
-def test_without_a_judge_diversity_stands_by_cell():
+def test_without_a_judge_diversity_is_shown_by_cell():
     data = made_up(scores={})
     axis = KIND.draw(data).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == list(data.table["method"])
