@@ -13,7 +13,7 @@ from autolora_eval._files import Json
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.feature_file import CellFeatures, read_features
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.images import SECONDS, CellImage, cell_images
+from autolora_eval.runs.images import MADE_ALONE, SECONDS, CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest, rows_of_images
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
@@ -29,6 +29,7 @@ NOT_JUDGED = "not_judged"
 MISSING = "missing_image"
 EXPECTED = "_expected"
 SECONDS_PER_IMAGE = "seconds_per_image"
+N_MADE_ALONE = "n_made_alone"
 
 
 def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
@@ -184,13 +185,18 @@ def write_timings(manifest: RunManifest, folder: RunFolder) -> None:
     """
     rows = []
     for cell in manifest.cells:
-        taken = [row[SECONDS] for row in folder.image_rows(cell) if row.get(SECONDS) is not None]
+        taken, n_alone = list[float](), 0
+        for row in folder.image_rows(cell):
+            n_alone += MADE_ALONE in row
+            if row.get(SECONDS) is not None:
+                taken.append(row[SECONDS])
         rows.append(
             {
                 "cell": cell.id,
                 "model": cell.model,
                 "method": cell.method,
                 "n_timed": len(taken),
+                N_MADE_ALONE: n_alone,
                 SECONDS_PER_IMAGE: pd.Series(taken, dtype="float64").median(),
             }
         )

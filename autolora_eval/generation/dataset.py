@@ -18,6 +18,7 @@ from autolora_eval._files import Json, atomic_write, sha256_file, write_jsonl
 from autolora_eval._progress import Advance
 from autolora_eval.config.plan import Cell
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.images import MADE_ALONE
 from autolora_eval.runs.manifest import ImageJob, rows_of_images
 
 # Key of a metadata row: the hash of the file that an imported image was copied from.
@@ -70,6 +71,11 @@ class ImageDataset:
     def is_empty(self) -> bool:
         """True if there is no image of these settings."""
         return not any(map(self._is_current, self.rows.values()))
+
+    @property
+    def made_alone(self) -> bool:
+        """True if images of these settings were made in batches of 1 in place of larger ones."""
+        return any(MADE_ALONE in row for row in self.rows.values() if self._is_current(row))
 
     @property
     def libraries(self) -> set[str]:

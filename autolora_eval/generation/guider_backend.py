@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
+from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
 from autolora_eval._devices import free_memory, is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.config.plan import Cell
 from autolora_eval.generation.dataset import ImageDataset, background_writer
-from autolora_eval.generation.diffusion_pipeline import LoraPipeline, Sample
+from autolora_eval.generation.diffusion_pipeline import CANARY, LoraPipeline, Sample
 from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampling_loop import (
     UnusableImageError,
     UnusablePredictionError,
     failure_reason,
 )
-from autolora_eval.guidance.method import GuiderMethod
-from autolora_eval.runs.images import SECONDS
+from autolora_eval.guidance.method import GuiderMethod, Method
+from autolora_eval.runs.images import MADE_ALONE, SECONDS
 from autolora_eval.runs.manifest import ImageJob
 
 # A drift is a difference of this many times the difference between two unchanged runs.
 _MARGIN = 8.0
+# Two images of different batches are the same up to this part of their largest latent.
+_SAME = 1e-3
+_OTHER_PROMPT = "a coal mine"
 Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
@@ -49,6 +55,7 @@ class GuidedModel:
 
     def __init__(self, here: ModelOnDevice) -> None:
         self._here = here
+        self._batch_sizes: dict[str, int] = {}  # of third-party guiders, by cell
         self._load()
 
     def make(self, todo: Sequence[Todo], advance: Advance) -> list[AutoLoRAEvalError]:
@@ -84,21 +91,26 @@ class GuidedModel:
                     self._encode_prompts(todo)
         return failures
 
-    def _encode_prompts(self, todo: Sequence[Todo]) -> None:
-        """Encode every prompt, after which no text encoder is needed on the device."""
+    def _encode_prompts(self, todo: Sequence[Todo], size: int | None = None) -> None:
+        """Encode every prompt for batches of one size; then no text encoder is needed."""
+        size = size or self._here.batch_size
         with quiet_libraries():
             for dataset, jobs in todo:
                 cell = dataset.cell
                 self.pipeline.set_lora_scales(cell.model.spec.lora_scales)
                 pairs = dict.fromkeys((job.prompt, cell.negative_prompt(job)) for job in jobs)
                 for prompt, null in pairs:
-                    copies = [prompt] * self._here.batch_size, [null] * self._here.batch_size
+                    copies = [prompt] * size, [null] * size
                     self.pipeline.encode(*copies)
                     self.pipeline.base_inputs(*copies)
         self.pipeline.release_text_encoders()
 
     def _fill(self, dataset: ImageDataset, jobs: Sequence[ImageJob], advance: Advance) -> None:
-        cell, size = dataset.cell, self._here.batch_size
+        cell = dataset.cell
+        size = self._batch_size(cell) if cell.method.definition.code else self._here.batch_size
+        alone = {MADE_ALONE: True} if size < self._here.batch_size else {}
+        if alone:
+            self._encode_prompts([(dataset, jobs)], size)
         with background_writer(dataset, advance) as write:
             for start in range(0, len(jobs), size):
                 batch = jobs[start : start + size]
@@ -106,10 +118,70 @@ class GuidedModel:
                 with quiet_libraries():
                     sample = sample_batch(self.pipeline, cell, batch, size)
                 # A short batch is filled up, so it takes as long as a full one.
-                seconds = {SECONDS: round((time.perf_counter() - started) / size, 4)}
+                seconds = {SECONDS: round((time.perf_counter() - started) / size, 4), **alone}
                 if cell.method.definition.code:
                     self._require_same_model(cell)
                 write(batch, sample.images, sample.nfe, [seconds] * len(batch))
+
+    def _batch_size(self, cell: Cell) -> int:
+        """Return the size of the batches of a third-party guider: 1 if it mixes their images.
+
+        Raises:
+            GuiderFailedError: if it does not make an image of a batch of 1 again.
+        """
+        if cell.id not in self._batch_sizes:
+            found = 0
+            for size in (self._here.batch_size, 1):
+                if self._repeats_an_image(cell, min(size, 2)):
+                    found = size
+                    break
+            self._batch_sizes[cell.id] = found
+            self.pipeline.release_text_encoders()
+        if not self._batch_sizes[cell.id]:
+            name = cell.method.definition.name
+            raise GuiderFailedError(
+                f"cell '{cell.id}': the guider '{name}' makes different images from the same "
+                "prompt and seed. Keep no state on the class or in the module, and seed your own "
+                f"generators at step 0. To find the fault, run: autolora-eval check {name}."
+            )
+        return self._batch_sizes[cell.id]
+
+    def _repeats_an_image(self, cell: Cell, size: int) -> bool:
+        """Return whether a guider makes the same image beside another and beside its copy."""
+        rule = cell.method.definition
+        assert isinstance(rule, GuiderMethod)
+        gap, largest = self._repeat(cell, size, lambda: rule.build(cell.parameters))
+        if gap <= _SAME * largest:
+            return True
+        self._require_same_model(cell)
+        # A row may be rounded by its position on some devices, also for diffusers' own guider.
+        plain = partial(ClassifierFreeGuidance, guidance_scale=cell.model.spec.guidance_scale)
+        return gap <= _MARGIN * self._repeat(cell, size, plain)[0]
+
+    def _repeat(
+        self, cell: Cell, size: int, build: Callable[[], BaseGuidance]
+    ) -> tuple[float, float]:
+        """Make an image beside another one, then the other one, then copies of the first.
+
+        Returns:
+            The largest difference between the first and its copies, and the largest latent.
+        """
+        one, other = (CANARY, 0), (_OTHER_PROMPT, 1)
+        made = []
+        for batch in ([other, one][-size:], [other] * size, [one] * size):
+            prompts, seeds = zip(*batch, strict=True)
+            self.pipeline.set_lora_scales(cell.model.spec.lora_scales)
+            with quiet_libraries(), _reported(cell):
+                latents: torch.Tensor = self.pipeline.sample(
+                    prompts,
+                    seeds,
+                    build(),
+                    num_inference_steps=cell.model.spec.num_inference_steps,
+                    size=cell.model.size,
+                    output="latents",
+                )
+            made.append(latents)
+        return _max_difference(made[0][-1:], made[2]), float(made[2].abs().max())
 
     def _has_drifted(self) -> bool:
         check = self._drift_check
@@ -165,18 +237,32 @@ def sample_batch(
     pipeline.set_lora_scales(cell.model.spec.lora_scales)
     filled = [*jobs, *[jobs[-1]] * (batch_size - len(jobs))]
     try:
-        sample: Sample = pipeline.sample(
-            [job.prompt for job in filled],
-            [job.seed for job in filled],
-            rule.build(cell.parameters),
-            num_inference_steps=cell.model.spec.num_inference_steps,
-            size=cell.model.size,
-            negative_prompts=[cell.negative_prompt(job) for job in filled],
-        )
-    except UnusablePredictionError as error:
-        raise _unusable(cell, rule, error) from error
+        with _reported(cell):
+            sample: Sample = pipeline.sample(
+                [job.prompt for job in filled],
+                [job.seed for job in filled],
+                rule.build(cell.parameters),
+                num_inference_steps=cell.model.spec.num_inference_steps,
+                size=cell.model.size,
+                negative_prompts=[cell.negative_prompt(job) for job in filled],
+            )
     except UnusableImageError as error:
         raise _shows_nothing(cell, filled, pipeline.denoiser, error) from error
+    if rule.nfe_per_step is not None and sample.nfe != cell.nfe:
+        raise _other_nfe(cell, rule, sample.nfe)
+    return Sample(sample.images[: len(jobs)], sample.nfe)
+
+
+@contextmanager
+def _reported(cell: Cell) -> Iterator[None]:
+    """Turn an error of a guider into one for the user; not one of an unusable image."""
+    rule = cell.method.definition
+    try:
+        yield
+    except UnusableImageError:
+        raise
+    except UnusablePredictionError as error:
+        raise _unusable(cell, rule, error) from error
     except (Exception, SystemExit) as error:
         if not rule.code or isinstance(error, AutoLoRAEvalError) or is_out_of_memory(error):
             raise
@@ -185,9 +271,6 @@ def sample_batch(
             f"the fault, run: autolora-eval check {rule.name}. For the traceback: "
             "autolora-eval --debug …"
         ) from error
-    if rule.nfe_per_step is not None and sample.nfe != cell.nfe:
-        raise _other_nfe(cell, rule, sample.nfe)
-    return Sample(sample.images[: len(jobs)], sample.nfe)
 
 
 def _other_nfe(cell: Cell, rule: GuiderMethod, nfe: int) -> AutoLoRAEvalError:
@@ -201,7 +284,7 @@ def _other_nfe(cell: Cell, rule: GuiderMethod, nfe: int) -> AutoLoRAEvalError:
     return AutoLoRAEvalError(message)
 
 
-def _unusable(cell: Cell, rule: GuiderMethod, error: UnusablePredictionError) -> AutoLoRAEvalError:
+def _unusable(cell: Cell, rule: Method, error: UnusablePredictionError) -> AutoLoRAEvalError:
     if rule.code:
         return GuiderFailedError(
             f"cell '{cell.id}': the guider '{rule.name}' failed: {error}. To find the fault, "

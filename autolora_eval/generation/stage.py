@@ -99,6 +99,12 @@ def generate(
                 own = [cell for cell in of_model if cell.jobs and cell.kind == kind]
                 if own:
                     failures += _run(elsewhere or here, model, own, result, advance)
+    for dataset in (cell.dataset for cell in cells if cell.jobs and cell.dataset.made_alone):
+        progress.say(
+            f"note: cell '{dataset.cell.id}' was made in batches of 1: its guider mixes the "
+            f"images of a batch. To see where, run: autolora-eval check "
+            f"{dataset.cell.method.definition.name}"
+        )
     if failures:
         messages = "\n".join(map(str, failures))
         raise AutoLoRAEvalError(

@@ -167,8 +167,11 @@ def check_deterministic(guider: GuiderUnderTest) -> None:
 def check_batch_independence(guider: GuiderUnderTest) -> None:
     """An image does not depend on the other images of its batch, nor on its position."""
     noise = random_predictions(_REAL_SHAPE)
-    # What a guider sets on the denoiser must not mix images either, so that one is called.
-    replayed = replay(guider.guided, torch.Tensor.clone) if ignores_denoiser(guider.cls) else None
+    # What a guider sets on the denoiser, or puts in place of the embeddings, must not mix images
+    # either, so that the denoiser is called.
+    keeps = all(None not in step.is_conditional.values() for step in guider.guided)
+    known = keeps and ignores_denoiser(guider.cls)
+    replayed = replay(guider.guided, torch.Tensor.clone) if known else None
     large = guider.outputs_of(guider.build(), predict=noise)
     for order, how in (([1], "alone"), ([1, 0], "at another position")):
         inputs = guider.inputs.rows(order)

@@ -93,6 +93,8 @@ def _counts(view: RunView, column: str) -> dict[str, int]:
 
 
 def _of_the_images(view: RunView) -> Iterator[str]:
+    if alone := [_cell_name(view, cell) for cell in view.made_alone]:
+        yield say.made_alone(alone[:CELLS_NAMED], len(alone[CELLS_NAMED:]))
     if missing := _counts(view, "n_missing"):
         cells = [(n, _cell_name(view, cell)) for cell, n in [*missing.items()][:CELLS_NAMED]]
         yield say.images_missing(sum(missing.values()), cells, len(missing) - len(cells))

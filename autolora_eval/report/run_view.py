@@ -16,7 +16,7 @@ from autolora_eval._text import (
     point_label,
     truncate,
 )
-from autolora_eval.analysis.scores import SECONDS_PER_IMAGE, records
+from autolora_eval.analysis.scores import N_MADE_ALONE, SECONDS_PER_IMAGE, records
 from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
 from autolora_eval.analysis.table_layout import group_by_model
 from autolora_eval.report.figures._base import FigureData
@@ -71,6 +71,14 @@ class RunView:
         table, timings = self.run.table, self.run.timings
         seconds = dict(zip(timings["cell"], timings[SECONDS_PER_IMAGE], strict=True))
         return table.assign(**{SECONDS_PER_IMAGE: table["cell"].map(seconds).astype("float64")})
+
+    @property
+    def made_alone(self) -> list[str]:
+        """The cells whose images were made in batches of 1, since their guiders mix images."""
+        timings = self.run.timings
+        if N_MADE_ALONE not in timings:  # a run of an earlier version
+            return []
+        return [str(cell) for cell in timings.loc[timings[N_MADE_ALONE] > 0, "cell"]]
 
     @cached_property
     def rows(self) -> list[Row]:

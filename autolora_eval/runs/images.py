@@ -28,6 +28,8 @@ BATCHED_PIXELS = 2048 * 2048
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "MPO")
 # The key of the seconds that an image took, in its metadata.
 SECONDS = "seconds"
+# The key of an image that was made in a batch of 1, because its guider mixes the images of a batch.
+MADE_ALONE = "made_alone"
 
 
 @dataclass(frozen=True, slots=True)

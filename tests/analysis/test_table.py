@@ -232,11 +232,13 @@ def test_seconds_per_image_are_the_median_of_a_cells_current_images(make):
         for n, (s, k) in enumerate(taken)
     ]
     write_jsonl(folder.metadata(first.id), rows)
-    write_jsonl(folder.metadata(second.id), [{"file_name": "a/0.png", "settings_key": SETTINGS}])
+    alone = {"file_name": "a/0.png", "settings_key": SETTINGS, "made_alone": True}
+    write_jsonl(folder.metadata(second.id), [alone])
     write_timings(folder.read_manifest(), folder)
     found = pd.read_csv(folder.timings)
     assert list(found["cell"]) == [first.id, second.id]
     assert list(found["n_timed"]) == [3, 0]
+    assert list(found["n_made_alone"]) == [0, 1]
     assert found["seconds_per_image"][0] == 2.0
     assert np.isnan(found["seconds_per_image"][1])
 

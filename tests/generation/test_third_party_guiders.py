@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from json_lines import read_jsonl
+from rich.console import Console
 from tiny_models import TinyModel, tiny_plan
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -91,6 +92,29 @@ class Draws(ClassifierFreeGuidance):
         noise = torch.randn_like(pred_cond) + random.random() + np.random.rand()
         return GuiderOutput(pred=pred_cond + noise, pred_cond=pred_cond)
 
+class Mixes(ClassifierFreeGuidance):
+    "Scales by a norm over the whole batch."
+    def forward(self, pred_cond, pred_uncond=None):
+        guided = super().forward(pred_cond, pred_uncond).pred
+        return GuiderOutput(pred=guided * pred_cond.norm() / guided.norm(), pred_cond=pred_cond)
+
+class MixesPrompts(ClassifierFreeGuidance):
+    "Adds a mean over the whole batch to the prompts' embeddings."
+    def prepare_inputs(self, data):
+        batches = super().prepare_inputs(data)
+        for batch in batches:
+            batch.prompt_embeds = batch.prompt_embeds + 9 * batch.prompt_embeds.mean()
+        return batches
+
+class Remembers(ClassifierFreeGuidance):
+    "Adds what it predicted last, which it keeps on the class."
+    last = 0.0
+    def forward(self, pred_cond, pred_uncond=None):
+        out = super().forward(pred_cond, pred_uncond)
+        out.pred = out.pred + 0.5 * Remembers.last
+        Remembers.last = out.pred[:1]
+        return out
+
 class Late(ClassifierFreeGuidance):
     "Guides while there is much noise, which it sees by the timestep alone."
 
@@ -122,11 +146,12 @@ class Wanders(ClassifierFreeGuidance):
 def plan_of(tmp_path: Path, one_lora: TinyModel, module: Path) -> Callable[..., Plan]:
     """A function from bad guiders to the plan of them, and of CFG after them; two batches each."""
 
-    def plan(*bad: str) -> Plan:
+    def plan(*bad: str, **changes: Any) -> Plan:
         methods = {name: {"guider": f"{module.stem}.{name}"} for name in bad}
         methods["CFG"] = {"guider": "cfg"}
         steps = {"num_inference_steps": FEW}
-        return tiny_plan(tmp_path, one_lora, methods, steps, seeds={"count": 3}, baseline="CFG")
+        changes = {"seeds": {"count": 3}, "baseline": "CFG", **changes}
+        return tiny_plan(tmp_path, one_lora, methods, steps, **changes)
 
     return plan
 
@@ -169,6 +194,7 @@ BAD_PREDICTIONS = {
         {"Fuses": "changed the model"},
         {"Halves": "changed the model"},
         {"DamagesAndFails": "failed: ValueError: no"},
+        {"Remembers": "makes different images from the same prompt and seed"},
     ],
     ids=" ".join,
 )
@@ -217,13 +243,30 @@ def test_the_same_command_makes_the_missing_images_of_a_fixed_guider(plan_of, ru
     assert (done.made, done.reused) == (3, 3)
 
 
-def test_a_guider_that_draws_from_global_generators_makes_the_same_images_again(plan_of, tmp_path):
-    found = []
-    for name in ("one", "other"):
-        generate(plan_of("Draws"), RunFolder(tmp_path / name), Progress())
-        found.append(hashes(RunFolder(tmp_path / name), "Draws"))
-    assert found[0] == found[1]
-    assert len(found[0]) == 3
+MIXING = ("Draws", "Mixes", "MixesPrompts")
+
+
+def test_a_guider_that_mixes_a_batch_makes_its_images_one_at_a_time(
+    plan_of, clean, tmp_path, capsys
+):
+    """Its images are those of batches of 1, also if one of them is made later."""
+    run, alone = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "alone")
+    prompts = ["a red cat", "a blue dog"]
+    generate(plan_of(*MIXING, prompts=prompts, batch_size=1), alone, Progress())
+    plan = plan_of(*MIXING, prompts=prompts)
+    generate(plan, run, Progress(Console(width=200)))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [note.split("'")[1] for note in notes] == [f"T--{name}" for name in MIXING]
+    for name in MIXING:
+        assert hashes(run, name) == hashes(alone, name)
+        rows = read_jsonl(run.metadata(f"T--{name}"))
+        assert all(row["made_alone"] for row in rows)
+        (run.images(f"T--{name}") / rows[1]["file_name"]).unlink()
+    assert clean.items() <= hashes(run, "CFG").items()
+    assert not any("made_alone" in row for row in read_jsonl(run.metadata("T--CFG")))
+    assert generate(plan, run, Progress()).made == len(MIXING)
+    for name in MIXING:
+        assert hashes(run, name) == hashes(alone, name)
 
 
 def test_a_guider_that_changes_a_library_stops_the_run(plan_of, run):

@@ -209,6 +209,26 @@ class ThresholdsByTheBatch(Good):
         return made.clamp(-limit, limit) * (20.0 / limit)
 
 
+@breaks("check_batch_independence")
+class AddsNoiseToTheEmbeddings(Good):
+    """Each image of a batch has its own noise, by its position."""
+
+    guider_spec = GuiderSpec()
+
+    def prepare_inputs(self, data):
+        return self.noisy(super().prepare_inputs(data))
+
+    def prepare_inputs_from_block_state(self, data, input_fields):
+        return self.noisy(super().prepare_inputs_from_block_state(data, input_fields))
+
+    def noisy(self, batches):
+        if self.acts():
+            embeddings, generator = batches[0].encoder_hidden_states, torch.Generator()
+            noise = torch.randn(embeddings.shape, generator=generator.manual_seed(7))
+            batches[0].encoder_hidden_states = embeddings + 0.3 * noise.to(embeddings)
+        return batches
+
+
 @breaks("check_guidance_has_effect")
 class DoesNothing(Good):
     def combine(self, cond, uncond):

@@ -252,6 +252,16 @@ def test_seconds_are_beside_the_nfe_if_they_were_measured(tmp_path):
     assert "AutoLoRA 2× the NFE and 2.25× the seconds." in text
 
 
+def test_methods_whose_images_were_made_one_at_a_time_are_a_caveat(tmp_path):
+    folder = two_methods().write(tmp_path / "run")
+    assert "one at a time" not in first_page_text(folder)
+    folder.timings.write_text(
+        "cell,n_timed,n_made_alone,seconds_per_image\nSDXL--AutoLoRA,6,6,4.5\nSDXL--LoRA,6,0,2\n"
+    )
+    text = first_page_text(folder)
+    assert "The images of SDXL × AutoLoRA were made one at a time, because the guider lets" in text
+
+
 def test_miniature_models_and_a_limited_run_are_caveats(tmp_path):
     tables = make_tables(n_seeds=2)
     plain = first_page_text(tables.write(tmp_path / "plain"))
