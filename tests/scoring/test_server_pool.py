@@ -59,6 +59,12 @@ def test_server_without_the_judges_model_is_asked_nothing(
     assert server.calls == []
 
 
+def test_https_address_of_an_http_server_is_explained(server, judge) -> None:
+    secure = server.url.replace("http://", "https://")
+    with pytest.raises(AutoLoRAEvalError, match=r"secure connection .* whether it is http:// or"):
+        judge(base_url=secure).check()
+
+
 @pytest.mark.parametrize("models", [[{"id": MODEL}], {"data": [{"id": f"models/{MODEL}"}]}])
 def test_lists_of_together_and_gemini_are_read(models, server, image, judge) -> None:
     server.models = models
@@ -83,7 +89,8 @@ def test_server_that_lists_no_models_is_used_if_it_answers(status, server, image
         (Http(401), "answers 401 to a question. If it needs an API key, set AUTOLORA_EVAL_JUDGE"),
         (Http(403), "answers 403 to a question. If it needs an API key, set AUTOLORA_EVAL_JUDGE"),
         (Http(404, b'{"detail": "Not Found"}'), "answers 404 .*Not Found.* ends in /v1, and judge"),
-        (Http(502, b"<html>", "text/html"), "answers 502 .* still be starting"),
+        (Http(501), "answers 501 .* ends in /v1, and judge"),
+        (Http(502, b"<html><h1>Bad\nGateway</h1>"), r"502 .* \(Bad Gateway\)\. .*be starting"),
         ({"error": {"message": "Unexpected endpoint"}}, r"\(Unexpected endpoint\)"),
         (Http(200, b"<html>"), "does not speak the OpenAI protocol"),
         (Drop(), "does not answer"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ MAX_DETAIL = 500  # characters kept of a server's error message
 REDACTED = "[key]"
 # A shorter key is not a secret but a placeholder, such as the 'x' that a local server accepts.
 MIN_SECRET_LENGTH = 8
+_TAG = re.compile("<[^>]*>")
 MAX_BEGINNING = 80  # bytes kept of a response that is not JSON
 # Less than the 5 seconds after which vLLM closes an idle connection.
 KEEP_ALIVE_SECONDS = 4.0
@@ -221,7 +223,7 @@ async def decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) 
     except (ValueError, RecursionError) as error:
         if response.ok and not response.history:
             beginning = error_message(data[:MAX_BEGINNING].decode(errors="replace"))
-            raise BadAnswerError(f"not JSON: {beginning}" if beginning else "empty") from error
+            raise BadAnswerError(f"not JSON: {beginning}" if beginning else "not JSON") from error
         answer = data.decode(errors="replace")
     if response.history and (not response.ok or response.method != response.history[0].method):
         # Behind 301 and 302 a question has become a GET, and on another host it has lost its key.
@@ -236,9 +238,10 @@ async def decoded(request: AbstractAsyncContextManager[aiohttp.ClientResponse]) 
 
 
 def error_message(error: object) -> str | None:
-    """Return a server's error message on one line; None if it is empty."""
+    """Return a server's error message on one line, without HTML; None if it is empty."""
     said = error.get("message") if isinstance(error, dict) else error
     text = said if isinstance(said, str) else json.dumps(error)
+    text = _TAG.sub(" ", text) if text.startswith("<") else text  # a gateway's page
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return None if text in ("", "{}", "null") else text[:MAX_DETAIL]
 
@@ -341,10 +344,16 @@ def _explained(server: Server, spec: JudgeConfig, asked: str) -> Iterator[None]:
         step = "Check that judge.base_url ends in /v1, and judge.model."
         if error.status in (401, 403):
             step = f"If it needs an API key, set {spec.api_key_env}."
-        elif error.status == 429 or error.status >= 500:
+        elif error.status == 429 or (error.status >= 500 and error.status not in WITHOUT_A_LIST):
             step = "It may still be starting: check its log."
         raise AutoLoRAEvalError(
             f"the judge's server at {url} answers {error.status} to {asked}{said}. {step}"
+        ) from error
+    except aiohttp.ClientSSLError as error:
+        raise AutoLoRAEvalError(
+            f"cannot make a secure connection to the judge's server at {url} ({error.strerror}). "
+            "Check whether it is http:// or https://. If its certificate is signed by an authority "
+            "of your own, set SSL_CERT_FILE."
         ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise AutoLoRAEvalError(
