@@ -56,6 +56,16 @@ def test_ties_are_ties_and_not_rounding(a, b, scale):
     assert paired(means(x + 1e-6 * scale), means(x))["win_rate"] == 1.0
 
 
+@pytest.mark.parametrize("n_ahead", [0, 2, 6, 11])
+def test_the_exact_test_of_ties_does_not_try_all_signs(monkeypatch, n_ahead):
+    """All of 13 differences have the same size, so that the test is the sign test."""
+    monkeypatch.setattr(stats, "permutation_test", None)
+    signs = np.where(np.arange(13) < n_ahead, 1.0, -1.0)
+    expected = stats.binomtest(n_ahead, 13).pvalue
+    found = paired(means(signs), means(np.zeros(13)))
+    assert found["p_value"] == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.5], [0.1] * 7, [0.0, 0.0]])
 def test_a_cell_against_itself(values):
     assert paired(means(values), means(values)) == {
