@@ -16,7 +16,7 @@ from autolora_eval.config.gpu_memory import (
     model_memory,
 )
 from autolora_eval.config.inputs import ResolvedLora, ResolvedModel
-from autolora_eval.config.lora_file import LoraFile, LoraLayer
+from autolora_eval.config.lora_file import LoraFile, LoraLayer, Part
 from autolora_eval.config.schema import GuidanceBatching, Lora, Model
 from autolora_eval.sources.model_source import Source
 
@@ -123,14 +123,21 @@ def test_base_and_lora_rows_share_a_pass_in_a_small_batch_on_a_cpu(sdxl):
     }
 
 
-def test_a_lora_on_the_feed_forward_layers_widens_the_pass(sdxl):
-    layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", {}, 4, 4.0)
+def test_only_dora_on_the_feed_forward_layers_widens_the_pass(sdxl):
+    """Counted on the real UNet: 5054 values for each place with LoRA, 10274 with DoRA."""
     source = sdxl.loras[0].source
     save_header(source.path, weight=1000)
-    lora = ResolvedLora(source, LoraFile(source.path, (layer,)))
-    tuned = estimate(replace(sdxl, loras=(lora,)))
-    assert tuned.denoiser == 2 * (PARAMETERS["unet"] + 1000)
-    assert tuned.pass_per_image > 1.2 * estimate(sdxl).pass_per_image
+
+    def tuned(*parts: Part) -> ModelMemory:
+        keys = dict.fromkeys(parts, "")
+        layer = LoraLayer("denoiser", "mid_block.attentions.0.ff.net.0.proj", keys, 4, 4.0)
+        lora = ResolvedLora(source, LoraFile(source.path, (layer,)))
+        return estimate(replace(sdxl, loras=(lora,)))
+
+    lora, dora = tuned("A", "B"), tuned("A", "B", "magnitude")
+    assert lora.denoiser == dora.denoiser == 2 * (PARAMETERS["unet"] + 1000)
+    assert lora.pass_per_image == estimate(sdxl).pass_per_image
+    assert dora.pass_per_image == pytest.approx(10274 * 128 * 128 * 2, rel=0.1)
 
 
 def test_the_weights_of_the_variant_count_where_a_folder_has_both(sdxl):
