@@ -142,11 +142,10 @@ def paired(a: Estimate, b: Estimate) -> dict[str, Any]:
         The columns of comparisons.csv from `n_units` to `units_for_power_80`, without `unit` and
         `p_holm`; NaN or None if undefined.
     """
-    same_units = set(a.units) == set(b.units)
     a, b = _on_shared_units(a, b)
     differences = unit_differences(a, b)
     n, is_finite = len(differences), bool(np.isfinite(differences).all())
-    difference = a.value - b.value if same_units or is_finite else np.nan
+    difference = a.value - b.value
     if n and not differences.any():
         difference = 0.0  # without the rounding error of the two values
     result: dict[str, Any] = {

@@ -174,6 +174,16 @@ def test_products_and_means_of_unequal_units_are_those_of_the_shared_units_alone
     assert paired(a, b)["difference"] == 0.0
 
 
+def test_a_product_that_shares_one_diversity_has_a_difference_without_an_interval():
+    """Prompt 1 alone has a diversity in both cells, 0.5 and 0.2; the scores are 3 and 4."""
+    lacking, score = mean_estimate([np.nan, 0.5], range(2)), means([2.0, 4.0])
+    a = product_estimate(lacking, score)
+    b = product_estimate(means([0.9, 0.2]), means([5.0, 3.0]))
+    result = paired(a, b)
+    assert result["difference"] == pytest.approx(0.5 * 3.0 - 0.2 * 4.0)
+    assert np.isnan(result["low"])
+
+
 def test_units_are_paired_by_name_and_not_by_place():
     a = means([1.0, 2.0, 4.0], "abc")
     expected = paired(a, means([0.5, 1.5, 3.0], "abc"))
