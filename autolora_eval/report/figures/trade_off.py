@@ -16,7 +16,14 @@ from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.sentences import DIVERSITY, Metric
 from autolora_eval.report.figures import _base, _marks, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
-from autolora_eval.report.figures._style import WIDTH, Floats, Indices, MarkerStyle, values
+from autolora_eval.report.figures._style import (
+    MAX_HEIGHT,
+    WIDTH,
+    Floats,
+    Indices,
+    MarkerStyle,
+    values,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +204,7 @@ def _label_curve(axis: Axes, level: float, right: float, top: float) -> None:
 
 def _diversity_alone(data: FigureData) -> Figure:
     table = data.table
-    figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, 8.8)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, min(0.22 * len(table) + 0.8, MAX_HEIGHT)), layout="constrained")
     axis, drawn = figure.subplots(), _style.marker_styles(table)
     for (model, method), cells in table.groupby(["model", "method"], sort=False):
         axis.errorbar(
