@@ -268,6 +268,15 @@ def test_a_run_finds_its_benchmark_from_anywhere(copy, benchmark, tmp_path, monk
     assert found.plan.benchmark.file == benchmark.resolve()
 
 
+def test_a_run_says_where_its_benchmark_was(copy, benchmark) -> None:
+    recorded = copy.read_manifest().benchmark
+    copy.update_manifest(benchmark=recorded.model_copy(update={"file": "../x.yaml"}))
+    done = run_command("run", copy.path)
+    lost = f"its benchmark file '{copy.path.parent.resolve() / 'x.yaml'}' is gone"
+    assert (done.code, lost in done.stderr) == (2, True), done.stderr
+    assert f"autolora-eval run BENCHMARK --output {copy.path}" in done.stderr
+
+
 def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, monkeypatch) -> None:
     changed, steps = benchmark.with_name("changed.yaml"), f"num_inference_steps: {STEPS}"
     changed.write_text(benchmark.read_text().replace(steps, "num_inference_steps: 2"))
@@ -279,6 +288,9 @@ def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, mo
     with pytest.raises(KeyboardInterrupt):
         RunPipeline(changed, copy.path).generate()
     monkeypatch.undo()
+    # Else a report would show the old numbers with the new settings.
+    done = run_command("report", copy.path)
+    assert (done.code, "metadata.jsonl was changed after scoring" in done.stderr) == (2, True)
     RunPipeline(changed, copy.path).score()
     table = pd.read_parquet(copy.table("parquet"))
     # One batch of two was made; all the others are still of the settings before.

@@ -11,7 +11,7 @@ from typing import Any
 from autolora_eval._errors import UsageError
 from autolora_eval._files import Json
 from autolora_eval._text import NOT_RECORDED
-from autolora_eval.runs.folder import Run, open_run, records, refuse_changed
+from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest, library_versions
 from autolora_eval.runs.records import DifferenceRecord, FeaturesRecord, JudgeRecord, ModelRecord
 from autolora_eval.scoring.diversity_metric import installed_metric
@@ -63,8 +63,6 @@ def open_sources(paths: Sequence[str | Path]) -> list[SourceRun]:
                     f"'{source.label}': its cell '{cell.id:.100}' has no features. Make them with: "
                     f"autolora-eval score {source.run.folder.path}"
                 )
-        folder, manifest = source.run.folder, source.manifest
-        refuse_changed(folder, manifest, records(folder, manifest))
     return sources
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -185,7 +185,7 @@ class RunFolder:
         """Return the benchmark of the run: the path of its file, or a shipped benchmark's name.
 
         Raises:
-            UsageError: if this is a comparison, which has none.
+            UsageError: if this is a comparison, which has none, or the file is gone.
         """
         manifest = self.read_manifest()
         if manifest.compared is not None:
@@ -195,6 +195,11 @@ class RunFolder:
                 f"autolora-eval report {self.path}"
             )
         file = self.path / manifest.benchmark.file
+        if not file.is_file() and file.suffix:
+            raise UsageError(
+                f"'{self.path}': its benchmark file '{file.resolve()}' is gone. Put "
+                f"it back, or name it: autolora-eval run BENCHMARK --output {self.path}"
+            )
         return str(file.resolve()) if file.is_file() else manifest.benchmark.file
 
     def relative(self, benchmark: str, file: Path) -> str:
@@ -324,23 +329,23 @@ def open_run(path: str | Path) -> Run:
             f"'{path}' has no table yet: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
-    refuse_changed(folder, manifest, folder.tables)
+    _refuse_changed(folder, manifest)
     run = Run(folder, manifest)
     # Read now: a later command may write other tables into the folder.
     _ = run.scores, run.diversity, run.table, run.comparisons
     return run
 
 
-def refuse_changed(folder: RunFolder, manifest: RunManifest, files: Iterable[Path]) -> None:
-    """Check that files of a run are as they were when its tables were written.
+def _refuse_changed(folder: RunFolder, manifest: RunManifest) -> None:
+    """Refuse tables that changed, or whose images, features or replies changed after them.
 
-    Raises:
-        UsageError: if one is missing or changed.
+    A copy may lack the latter, which are large.
     """
-    names = {file.relative_to(folder.path).as_posix(): file for file in files}
+    there = [file for file in _records(folder, manifest) if file.is_file()]
+    files = {file.relative_to(folder.path).as_posix(): file for file in (*folder.tables, *there)}
     edited = [
         name
-        for name, file in names.items()
+        for name, file in files.items()
         if (sha256 := manifest.checksums.get(name)) is not None
         and (not file.is_file() or sha256_file(file) != sha256)
     ]
@@ -372,7 +377,7 @@ def are_tables_current(folder: RunFolder, published: Path | None) -> bool:
     return manifest is not None and manifest.tables_key == tables_key(folder, published)
 
 
-def records(folder: RunFolder, manifest: RunManifest) -> list[Path]:
+def _records(folder: RunFolder, manifest: RunManifest) -> list[Path]:
     """Return the files that tables are written from: features, replies and lists of images."""
     kinds = (folder.metadata, folder.features, folder.judgements)
     return [kind(cell.id) for cell in manifest.cells for kind in kinds]
@@ -383,7 +388,7 @@ def checksums(folder: RunFolder, manifest: RunManifest) -> dict[str, str]:
 
     The lists have the hashes of the images.
     """
-    files = [*folder.tables, folder.table("md"), folder.table("tex"), *records(folder, manifest)]
+    files = [*folder.tables, folder.table("md"), folder.table("tex"), *_records(folder, manifest)]
     return {
         file.relative_to(folder.path).as_posix(): sha256_file(file)
         for file in files

@@ -185,6 +185,7 @@ def test_the_next_command_is_quoted_for_a_shell(folder):
 
 def test_a_broken_feature_file_is_an_error_that_names_the_next_step(folder):
     folder.features(CELL).write_bytes(b"torn")
+    accept_tables(folder)
     message = r"Cannot read features from '.*AutoLoRA\.safetensors'.*autolora-eval score"
     with pytest.raises(AutoLoRAEvalError, match=message):
         explain(folder.path, CELL)
@@ -196,5 +197,6 @@ def test_an_imported_image_names_its_source(folder):
         for row in read_jsonl(folder.metadata(CELL))
     ]
     write_jsonl(folder.metadata(CELL), imported)
+    accept_tables(folder)
     summary = values(explain(folder.path, CELL, "0", 3), "Summary")
     assert summary["imported from"] == f"theirs/3.png, SHA-256 {'5' * 64}"
