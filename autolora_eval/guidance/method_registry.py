@@ -159,8 +159,8 @@ def _read_sampler(found: object, origin: Origin) -> SamplerMethod:
     taken = taken[int(is_class) :][: len(SAMPLER_ARGUMENTS)]
     if taken != SAMPLER_ARGUMENTS:
         raise UsageError(
-            f"the sampler '{origin.name}' takes ({', '.join(taken) or 'nothing'}); its first "
-            f"three arguments must be ({', '.join(SAMPLER_ARGUMENTS)})."
+            f"the sampler '{origin.name}' takes ({', '.join(taken) or 'nothing'}) by position; its "
+            f"first three arguments must be ({', '.join(SAMPLER_ARGUMENTS)})."
         )
     signature = signature_of(found, skip=0 if is_class else len(SAMPLER_ARGUMENTS))
     return SamplerMethod(

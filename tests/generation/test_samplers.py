@@ -285,8 +285,14 @@ def test_a_sampler_class_is_instantiated_once_per_cell(plan_of, tmp_path):
     ("method", "message"),
     [
         ({"sampler": "Counting"}, "methods.A.grey: missing; this key is needed."),
-        ({"sampler": "settings"}, "takes (model); its first three arguments must be (prompt, s"),
-        ({"sampler": "keywords"}, "takes (nothing); its first three arguments must be (prompt, s"),
+        (
+            {"sampler": "settings"},
+            "takes (model) by position; its first three arguments must be (prompt, s",
+        ),
+        (
+            {"sampler": "keywords"},
+            "takes (nothing) by position; its first three arguments must be (prompt, s",
+        ),
         ({"sampler": "flat", "gray": 1}, "methods.A.gray: unknown key. Did you mean 'grey'?"),
         ({"sampler": "flat", "grey": 1.5}, "expected a valid integer (got 1.5)"),
         ({"sampler": "flt"}, "Did you mean 'flat'?"),
