@@ -88,7 +88,7 @@ def generate(
     cells = [cell for _, of_model in work for cell in of_model]
     needed = sum(len(cell.jobs) * image_bytes(cell.dataset.cell) for cell in cells)
     failures: list[AutoLoRAEvalError] = []
-    with progress.task("Generating", plan.n_images) as shown:
+    with progress.task("Images", plan.n_images) as shown:
         shown(result.reused)
         advance = _watching_the_disk(folder, shown, result.made, needed)
         _import_images(cells, result, advance)

@@ -318,7 +318,7 @@ def values(table: pd.DataFrame, column: str) -> Floats:
 def bars(table: pd.DataFrame, column: str) -> Floats:
     """Return the lengths of error bars, float64 [2, n]; NaN where there is no interval."""
     value, (low, high) = values(table, column), interval_ends(table, column)
-    # An interval may lie outside the value, but matplotlib refuses negative lengths.
+    # An interval may not contain its value, and matplotlib refuses negative lengths.
     return np.maximum(np.stack([value - low, high - value]), 0.0)
 
 
