@@ -31,6 +31,8 @@ _MARGIN = 8.0
 # Two images of different batches are the same up to this part of their largest latent.
 _SAME = 1e-3
 _OTHER_PROMPT = "a coal mine"
+# Enough for a guider that acts only in an interval of the steps.
+_TRIAL_STEPS = 5
 Todo = tuple[ImageDataset, Sequence[ImageJob]]
 
 
@@ -161,12 +163,13 @@ class GuidedModel:
     def _repeat(
         self, cell: Cell, size: int, build: Callable[[], BaseGuidance]
     ) -> tuple[float, float]:
-        """Make an image beside another one, then the other one, then copies of the first.
+        """Make an image in a few steps: beside another one, after it, and beside a copy of itself.
 
         Returns:
             The largest difference between the first and its copies, and the largest latent.
         """
         one, other = (CANARY, 0), (_OTHER_PROMPT, 1)
+        steps = min(_TRIAL_STEPS, cell.model.spec.num_inference_steps)
         made = []
         for batch in ([other, one][-size:], [other] * size, [one] * size):
             prompts, seeds = zip(*batch, strict=True)
@@ -176,7 +179,7 @@ class GuidedModel:
                     prompts,
                     seeds,
                     build(),
-                    num_inference_steps=cell.model.spec.num_inference_steps,
+                    num_inference_steps=steps,
                     size=cell.model.size,
                     output="latents",
                 )
