@@ -40,7 +40,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Files of tempfile are private. This one has the mode of the user's umask.
     temporary = path.parent / f"{_PARTIAL}{secrets.token_hex(4)}{path.suffix}"
-    temporary.touch(exist_ok=False)
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        error.filename = str(path)  # messages name the file that the user knows
+        raise
     try:
         yield temporary
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
@@ -215,6 +216,16 @@ def test_a_new_folder_is_removed_if_nothing_was_written(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), writing(tmp_path / "new" / "run"):
         _ = 1 / 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_has_its_own_name_in_the_error(tmp_path, monkeypatch):
+    def touch(self: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(OSError, match="mine.zip") as caught, atomic_write(tmp_path / "mine.zip"):
+        pass
+    assert caught.value.filename == str(tmp_path / "mine.zip")
 
 
 @LOCKED
