@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_written_has_its_own_name_in_the_error(tmp_path, m
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "touch", touch)
-    with pytest.raises(OSError, match="mine.zip") as caught, atomic_write(tmp_path / "mine.zip"):
+    with pytest.raises(OSError, match="mine") as caught, atomic_write(tmp_path / "mine.zip"):
         pass
     assert caught.value.filename == str(tmp_path / "mine.zip")
 
