@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,10 @@ Component = Literal["denoiser", "text_encoder", "text_encoder_2", "text_encoder_
 
 # A pattern such as (a+)+ may never finish.
 _ENDLESS = re.compile(r"\)[*+{]")
+# Keys of the header, and those of alpha and rank there or in a configuration within.
+_CONFIGS = ("lora_config", "adapter_config", "peft_config")  # the first is finetrainers'
+_ALPHAS = ("alpha", "lora_alpha", "network_alpha", "ss_network_alpha")
+_RANKS = ("rank", "r", "lora_rank", "network_dim", "ss_network_dim")
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,43 @@ def read_settings(path: Path, metadata: Mapping[str, str]) -> LoraSettings:
             component, _, name = key.rpartition(".")
             by_component.setdefault(component, {})[name] = value
         return LoraSettings("from the header's lora_adapter_metadata", by_component)
-    for name in ("alpha", "lora_alpha", "network_alpha", "ss_network_alpha"):
-        try:
-            value = float(metadata[name])
-        except (KeyError, ValueError):
-            continue
-        ranks = ("rank", "r", "lora_rank", "network_dim", "ss_network_dim")
-        rank = next((metadata[key] for key in ranks if key in metadata), None)
-        return LoraSettings(f"from '{name}' in the header", {"": {"lora_alpha": value, "r": rank}})
+    for name in _CONFIGS:
+        settings = _json_object(metadata.get(name, ""))
+        if _alpha_key(settings):
+            return LoraSettings(f"from the header's {name}", {"": _in_names_of_peft(settings)})
+    if name := _alpha_key(metadata):
+        return LoraSettings(f"from '{name}' in the header", {"": _in_names_of_peft(metadata)})
     config = path.with_name(ADAPTER_CONFIG)
     if config.is_file():
         settings = _json(config, config.read_text(encoding="utf-8", errors="replace"))
         return LoraSettings(f"from {ADAPTER_CONFIG} beside the file", {"": settings})
     return LoraSettings()
+
+
+def _alpha_key(settings: Mapping[str, Any]) -> str:
+    """Return the key of the alpha in settings of any trainer; empty if they have none."""
+    for name in _ALPHAS:
+        with suppress(KeyError, ValueError, TypeError, OverflowError):
+            float(settings[name])
+            return name
+    return ""
+
+
+def _in_names_of_peft(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **settings,
+        "lora_alpha": float(settings[_alpha_key(settings)]),
+        "r": next((settings[name] for name in _RANKS if name in settings), None),
+        "use_rslora": str(settings.get("use_rslora")).lower() == "true",
+    }
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """Return the object that a text is in JSON; empty if it is something else."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _json(path: Path, text: str) -> dict[str, Any]:

@@ -122,6 +122,12 @@ def test_one_lora_in_every_form_does_the_same(form, unet, tmp_path):
 HEADERS = {
     "alpha and rank": {"rank": "4", "alpha": "2"},
     "network_alpha": {"network_dim": "4", "network_alpha": "2.0"},
+    "rsLoRA, alone": {"r": "4", "lora_alpha": "1", "use_rslora": "True"},
+    "finetrainers'": {"format": "pt", "lora_config": json.dumps({"r": 4, "lora_alpha": 2})},
+    "alpha and rank in a configuration": {
+        "alpha": "unknown",
+        "lora_config": json.dumps({"rank": 4, "alpha": 2}),
+    },
     "diffusers', by pattern": {
         "lora_adapter_metadata": json.dumps(
             {"unet.r": 4, "unet.lora_alpha": 9, "unet.alpha_pattern": {"to_q": 2, "to_v": 2}}
