@@ -42,7 +42,7 @@ _CONNECTION_SETTINGS = frozenset(
     )
 )
 # Increased when questions or the parsing of replies change, so that finished judging is repeated.
-VERSION = 2
+VERSION = 3
 MAX_MODEL_NAME = 200  # characters kept of a model's name
 # What the record of the judge has a field for; the rest goes to its `settings`.
 _RECORDED = ("model", "identity", "temperature", "constraint", "served_by", "server_version")
