@@ -153,8 +153,8 @@ class Sentences:
     """The macros of a template, named without suffix, as methods that return one line of text.
 
     Example:
-        >>> Sentences("cost").times_note(swept=False)
-        "×: multiples of the baseline's."
+        >>> Sentences("captions").see_table()
+        'The numbers are in the result table.'
     """
 
     def __init__(self, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import pkgutil
 
@@ -30,6 +31,15 @@ PUBLIC = {
 @pytest.mark.parametrize("module", PUBLIC)
 def test_the_public_names_are_these(module: str) -> None:
     assert set(importlib.import_module(module).__all__) == PUBLIC[module]
+
+
+EXAMPLES = ("_files", "_text", "generation.image_sets", "runs.manifest", "scoring.diversity")
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_the_examples_in_docstrings_are_true(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"autolora_eval.{module}"))
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 @pytest.mark.model  # for the libraries that some names load

@@ -143,9 +143,9 @@ def seed_in_name(stem: str) -> int | None:
     The counter at the end of ComfyUI's names is not a seed. Neither is the one at the beginning of
     AUTOMATIC1111's, which the seed follows.
 
-    >>> seed_in_name("00017"), seed_inname_below("img2_seed-31"), seed_inname_below("cat")
+    >>> seed_in_name("00017"), seed_in_name("img2_seed-31"), seed_in_name("cat")
     (17, 31, None)
-    >>> seed_in_name("ComfyUI_00001_"), seed_inname_below("00001-31-a cat")
+    >>> seed_in_name("ComfyUI_00001_"), seed_in_name("00001-31-a cat")
     (None, 31)
     """
     named = re.search(r"seed[ _=-]?(\d+)", stem, re.IGNORECASE) or re.match(
