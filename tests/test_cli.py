@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -284,5 +285,10 @@ def test_ctrl_c_in_a_destructor_is_not_ignored(monkeypatch) -> None:
             time.sleep(0.01)
 
     monkeypatch.setattr("autolora_eval._display.show_method_list", show)
-    done = run_command("methods")
+    # A shell lets its background processes ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = run_command("methods")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (done.code, "interrupted. Finished work is kept" in done.stderr) == (130, True)

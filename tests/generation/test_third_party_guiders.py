@@ -96,14 +96,15 @@ class Mixes(ClassifierFreeGuidance):
     "Scales by a norm over the whole batch."
     def forward(self, pred_cond, pred_uncond=None):
         guided = super().forward(pred_cond, pred_uncond).pred
-        return GuiderOutput(pred=guided * pred_cond.norm() / guided.norm(), pred_cond=pred_cond)
+        factor = 40 * pred_cond.norm() / guided.norm()
+        return GuiderOutput(pred=factor * guided, pred_cond=pred_cond)
 
 class MixesPrompts(ClassifierFreeGuidance):
     "Adds a mean over the whole batch to the prompts' embeddings."
     def prepare_inputs(self, data):
         batches = super().prepare_inputs(data)
         for batch in batches:
-            batch.prompt_embeds = batch.prompt_embeds + 9 * batch.prompt_embeds.mean()
+            batch.prompt_embeds = batch.prompt_embeds + 90 * batch.prompt_embeds.mean()
         return batches
 
 class Remembers(ClassifierFreeGuidance):
