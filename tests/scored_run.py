@@ -91,7 +91,8 @@ def tables(plan: Plan, folder: RunFolder, judge: str | None = KEY) -> CountsReco
     manifest = write_manifest(plan, folder, judge)
     metrics = list(plan.benchmark.diversity.values())
     counts = write_tables(manifest, folder, metrics, plan.benchmark.published)
-    folder.update_manifest(counts=counts, checksums=checksums(folder, manifest))
+    written = checksums(folder, manifest)
+    folder.update_manifest(counts=counts, checksums=written, are_tables_outdated=False)
     return counts
 
 

@@ -11,7 +11,7 @@ from autolora_eval.config.inputs import LoadedBenchmark
 from autolora_eval.config.plan import Cell, Plan
 from autolora_eval.config.prompt_cuts import plan_prompt_cuts
 from autolora_eval.config.sweep_grid import fields_of
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, manifest_key
 from autolora_eval.runs.manifest import RunManifest, hash_prompts
 from autolora_eval.runs.records import (
     BenchmarkRecord,
@@ -63,7 +63,10 @@ def planned_manifest(
     before = folder.find_manifest()
     if before is None:
         return RunManifest(**sections)
-    return before.model_copy(update=sections | _kept(before, plan, sections["cells"]))
+    planned = before.model_copy(update=sections | _kept(before, plan, sections["cells"]))
+    if manifest_key(planned) != manifest_key(before):
+        planned = planned.model_copy(update={"are_tables_outdated": True})
+    return planned
 
 
 def _kept(before: RunManifest, plan: Plan, cells: list[CellRecord]) -> dict[str, Any]:

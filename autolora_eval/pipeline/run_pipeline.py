@@ -370,7 +370,8 @@ class RunPipeline:
         benchmark, folder = self.plan.benchmark, self.folder
         manifest, metrics = folder.read_manifest(), list(benchmark.diversity.values())
         counts = write_tables(manifest, folder, metrics, benchmark.published)
-        folder.update_manifest(counts=counts, checksums=checksums(folder, manifest))
+        written = checksums(folder, manifest)
+        folder.update_manifest(counts=counts, checksums=written, are_tables_outdated=False)
         folder.update_manifest(tables_key=tables_key(folder, benchmark.published))
 
     def _judge(self) -> None:

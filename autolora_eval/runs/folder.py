@@ -320,13 +320,14 @@ def open_run(path: str | Path) -> Run:
     """Open a finished run.
 
     Raises:
-        UsageError: if it is not a run folder, the run has no table yet, or a table was edited.
+        UsageError: if it is not a run folder, it has no table of its present settings, or a table
+            was edited.
     """
     folder = RunFolder(Path(path))
     manifest = folder.read_manifest()
-    if not folder.table("parquet").is_file():
+    if manifest.are_tables_outdated or not folder.table("parquet").is_file():
         raise UsageError(
-            f"'{path}' has no table yet: the run was interrupted. "
+            f"'{path}' has no table of its present settings: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
     _refuse_changed(folder, manifest)

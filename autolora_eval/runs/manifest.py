@@ -166,6 +166,7 @@ class RunManifest(Record):
         features: None before features are extracted.
         judge: None without a judge, or before it has judged.
         counts: None before the tables are written.
+        are_tables_outdated: whether the settings changed after the tables were written.
         checksums: by file, the SHA-256 of tables and of their inputs when they were written.
         agreement: None unless human ratings were compared.
         compared: by label, the runs of a comparison.
@@ -200,6 +201,7 @@ class RunManifest(Record):
     features: FeaturesRecord | None = None
     judge: JudgeRecord | None = None
     counts: CountsRecord | None = None
+    are_tables_outdated: bool = False
     checksums: dict[str, str] = Field(default_factory=dict)
     agreement: AgreementRecord | None = None
     compared: dict[str, ComparedRun] | None = None
