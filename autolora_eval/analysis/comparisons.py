@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from autolora_eval.analysis.cell_estimates import Estimates
+from autolora_eval.analysis.cell_estimates import SEED_GROUP, Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate, product_estimate
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
@@ -104,6 +104,8 @@ def compare_with_baseline(
         for metric, estimate in estimates[cell.id].items()
     ]
     frame = pd.DataFrame(rows, columns=[c for c in COLUMNS if c != "p_holm"])
+    # There are never more groups than MAX_GROUPS: more seeds make them larger.
+    frame.loc[frame["unit"] == SEED_GROUP, "units_for_power_80"] = None
     frame["p_holm"] = holm(frame["p_value"].to_numpy(dtype=np.float64))
     counts = ["n_ties", "units_for_power_80"]
     frame[counts] = frame[counts].astype("Int64")

@@ -219,11 +219,11 @@ def _outcome(difference: float | None, low: float | None, high: float | None) ->
 def _units_ahead(row: Row, metric: Metric, outcome: Outcome) -> int | None:
     """Return on how many units the method is ahead.
 
-    A unit has no value of its own for a product of cell means, and for diversity over seeds, since
-    a single image has no diversity.
+    A unit has no value of its own for a product of cell means, and for diversity over seeds or
+    groups of seeds, since a single image has no diversity.
     """
     rate, n, ties = (as_finite_float(row.get(key)) for key in ("win_rate", "n_units", "n_ties"))
-    by_unit = metric.kind == "score" or (metric.kind != "product" and row.get("unit") != "seed")
+    by_unit = metric.kind == "score" or (metric.kind != "product" and row.get("unit") == "prompt")
     if not by_unit or rate is None or not n or ties is None:
         return None
     # The table has the share of units where the method is higher, with ties counted as half.

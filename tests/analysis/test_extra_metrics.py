@@ -121,6 +121,8 @@ def test_with_many_seeds_the_jackknife_leaves_out_groups(of_one_prompt):
     assert (vendi["unit"], vendi["n_units"]) == ("seed group", MAX_GROUPS - 1)
     assert (own["unit"], own["n_units"]) == ("seed", len(seeds))
     assert math.isfinite(vendi["p_value"])
+    assert pd.isna(vendi["units_for_power_80"]), "more seeds do not make more groups"
+    assert own["units_for_power_80"] > 0
 
 
 def test_values_of_unequal_numbers_of_images_are_not_compared(make):

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from autolora_eval.analysis.sentences import DIVERSITY, metrics_of, read_comparison, round_up, say
+from autolora_eval.runs.records import DiversityMetricRecord
 from autolora_eval.scoring.rubric import Score
 
 _, PC, DIV_PC = metrics_of({"pc": Score(key="prompt", display_name="Prompt correspondence")})
 _, BAD = metrics_of({"bad": Score(key="bad", display_name="Badness", higher_is_better=False)})
+
+RECORD = DiversityMetricRecord(
+    name="vendi", display_name="Vendi score", label="Vendi", higher_is_better=True
+)
+_, VENDI = metrics_of({}, [RECORD])
 
 
 def row(difference: float, low: float, high: float, **more: object) -> dict[str, object]:
@@ -39,6 +45,11 @@ CASES = {
         DIVERSITY,
         row(0.061, 0.048, 0.075, unit="seed"),
         "AutoLoRA is more diverse than CFG by 0.061 [0.048, 0.075] (p = 0.001).",
+    ),
+    "a group of seeds has no value of its own": (
+        VENDI,
+        row(-1.0, -2.0, 0.5, p_holm=0.4, n_units=64, win_rate=0.3, unit="seed group"),
+        "AutoLoRA and CFG do not differ significantly in Vendi score (−1.000 [−2.000, +0.500]).",
     ),
     "a prompt has no product of cell means": (
         DIV_PC,
