@@ -12,7 +12,7 @@ from autolora_eval._text import (
     NOT_RECORDED,
     Sentences,
     as_finite_float,
-    format_int,
+    format_nfe,
     format_swept_value,
     parameter_label,
     pluralize,
@@ -107,7 +107,7 @@ def _setting(view: RunView, cells: list[CellRecord], method: MethodRecord) -> st
     # The plan has the NFE of methods that declare it; for the others the table has a count.
     known = (as_finite_float(cell.nfe) or as_finite_float(counted.get(cell.id)) for cell in cells)
     nfe = list(dict.fromkeys(known))
-    texts = ["not recorded" if n is None else format_int(n) for n in nfe] if nfe != [None] else []
+    texts = ["not recorded" if n is None else format_nfe(n) for n in nfe] if nfe != [None] else []
     return truncate(say.setting(parameters, texts, method.kind == "sampler"), VALUE_LENGTH)
 
 

@@ -55,6 +55,7 @@ def test_third_party_code_is_shown_with_its_version_and_hash(third_party, code, 
     ("counted", "parameters", "expected"),
     [
         (57.0, {"sampler": "a.draw", "w": 2}, "w = 2; NFE per image: 57"),
+        (33.4, {"sampler": "a.draw"}, "no parameters; NFE per image: 33.4"),
         (None, {"sampler": "a.draw", "w": 2}, "w = 2; NFE not recorded"),
         (40.0, {"images": "theirs", "parameter_nfe": 40}, "no parameters; NFE per image: 40"),
     ],
