@@ -63,10 +63,11 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
     """Draw every figure of a run, and write each as SVG and PNG.
 
     The same tables give the same bytes: neither file contains a date or a version. A figure of
-    another package that fails is logged and left out.
+    another package that fails is logged and left out. Figures of an earlier report are deleted.
     """
     drawn: dict[str, DrawnFigure] = {}
-    for kind in figure_kinds():
+    kinds = figure_kinds()
+    for kind in kinds:
         try:
             for drawing in kind.drawings(data):
                 # Two models may have the same name in file names.
@@ -79,6 +80,9 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
                 raise
             reason = f"{type(error).__name__}: {error_message(error)}"
             _log.warning("The figure '%s' of %s failed: %s", kind.name, kind.origin, reason)
+    for old in (file for kind in kinds for file in folder.glob(f"{kind.name}*.[ps][nv]g")):
+        if old.stem not in drawn:
+            old.unlink()
     return list(drawn.values())
 
 
