@@ -99,10 +99,12 @@ def _joint_manifest(
 ) -> tuple[RunManifest, list[Difference]]:
     """Return the manifest of a comparison, and which methods are taken once of several runs."""
     first = sources[0].manifest
-    pairs = [p for p in first.prompt_pairs if all(p in s.manifest.prompt_pairs for s in sources)]
+    shared_pairs = set.intersection(*(set(s.manifest.prompt_pairs) for s in sources))
+    pairs = [pair for pair in first.prompt_pairs if pair in shared_pairs]
     prompts = [prompt for prompt, _ in pairs]
     negative_prompts = {prompt: own for prompt, own in pairs if own is not None}
-    seeds = [n for n in first.seeds if all(n in s.manifest.seeds for s in sources)]
+    shared_seeds = set.intersection(*(set(s.manifest.seeds) for s in sources))
+    seeds = [seed for seed in first.seeds if seed in shared_seeds]
     jobs = [ImageJob(n, prompt, seed) for n, prompt in enumerate(prompts) for seed in seeds]
     names, once = _method_names(sources, jobs)
     cells = list(_cells(sources, names))
