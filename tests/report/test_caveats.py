@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 from report.readers import content_of, first_page_text
 from report.synthetic_run import IMAGE_SET, make_tables, two_methods
 
@@ -14,6 +15,14 @@ def test_methods_whose_images_were_made_one_at_a_time_are_a_caveat(tmp_path):
     )
     text = first_page_text(folder)
     assert "The images of SDXL × AutoLoRA were made one at a time, because the guider lets" in text
+
+
+def test_many_cells_whose_images_were_made_one_at_a_time_are_counted(tmp_path):
+    """They may be points of one method."""
+    folder = make_tables(methods=tuple("abcdef")).write(tmp_path / "run")
+    timings = pd.read_csv(folder.timings).assign(n_made_alone=6)
+    timings.to_csv(folder.timings, index=False)
+    assert "SDXL × d and 2 more cells were made one at a time" in first_page_text(folder)
 
 
 def test_miniature_models_and_a_limited_run_are_caveats(tmp_path):
