@@ -26,7 +26,7 @@ CASES = ("startup", "guidance", "overhead", "extractor", "judging", "diversity",
 TITLES = {
     "startup": "Start-up",
     "guidance": "Guidance, on two threads",
-    "overhead": "The evaluator beside the model",
+    "overhead": "Overhead of the evaluation",
     "extractor": "Features",
     "judging": "Judge's client",
     "diversity": "Diversity, equation (8)",

@@ -1,4 +1,4 @@
-"""The feature stage beside a bare loop over the same files, model, processor and batches.
+"""The feature stage, and a plain loop over the same files, model, processor and batches.
 
 The stage also hashes every file before it trusts it, and writes the features. The models are
 DINOv2 at ViT-S/14's size with random weights, and the miniature, whose passes cost next to nothing.
@@ -54,7 +54,8 @@ def compare(place: Path, name: str, model: str, images: int, rounds: int) -> Row
     """Measure one model: the rate of the stage as a share of the loop's."""
     stage, loop = contestants(place / name.split(",")[0].replace("/", "-"), model, images)
     seconds = in_turns({"loop": loop, "stage": stage}, rounds)
-    return ratio(f"{name}: rate beside a bare loop", seconds["loop"], seconds["stage"], "≥ 0.95")
+    case = f"{name}: speed relative to a plain loop"
+    return ratio(case, seconds["loop"], seconds["stage"], "≥ 0.95")
 
 
 def contestants(
