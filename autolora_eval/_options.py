@@ -167,7 +167,8 @@ ImagesOption = Annotated[
         parser=named_path,
         metavar="PATH",
         help="Score existing images: a folder <prompt>/<seed>.png, an imagefolder, a .csv, .tsv, "
-        ".jsonl or .parquet listing, or a saved dataset.",
+        ".jsonl or .parquet listing, or a saved dataset. The default of --output is then "
+        "reports/<benchmark name>-<name>.",
     ),
 ]
 CellArgument = Annotated[

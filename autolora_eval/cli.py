@@ -54,8 +54,8 @@ DEBUG = "AUTOLORA_EVAL_DEBUG"
 app = typer.Typer(
     name="autolora-eval",
     cls=Commands,
-    help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, judged prompt "
-    "fidelity, and their product.",
+    help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, scores by a "
+    "vision-language judge, and their product.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -127,7 +127,7 @@ def run(
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
 ) -> None:
-    """Run all stages of a benchmark: generate, score, report. Repeat the command to resume."""
+    """Run all stages: generate, score, report. Run the same command again to resume."""
     from autolora_eval import _display as display
     from autolora_eval.pipeline.run_pipeline import RunPipeline
 

@@ -67,8 +67,8 @@ class AutoLoRAGuidance(BaseGuidance):
             a second-order scheduler such as Heun, it is evaluated at both timesteps of that step.
 
     Raises:
-        ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, where only the base
-            model counts.
+        ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, which uses the base
+            model alone, so there is no difference to reuse.
         ValueError: at the first prediction, if the denoiser has no LoRA and `set_base_inputs` was
             not called. The result would silently be CFG.
 

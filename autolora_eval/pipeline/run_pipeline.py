@@ -105,8 +105,9 @@ def score_images(
 ) -> Run:
     """Score existing images with the prompts, seeds, extractor and judge of a benchmark.
 
-    The pipeline and the LoRA of the benchmark are not needed. `image_sets/` in the run folder lists
-    every image that is missing, extra, duplicate, corrupt, of another size or of a single colour.
+    The benchmark still names a model, but it is neither downloaded nor loaded. A local pipeline
+    folder must exist; a LoRA file need not. `image_sets/` in the run folder lists every image that
+    is missing, extra, duplicate, corrupt, of another size or of a single colour.
 
     Args:
         images: A folder `<prompt>/<seed>.png`, an imagefolder, a listing or a saved dataset.

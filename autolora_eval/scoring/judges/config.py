@@ -222,7 +222,8 @@ class JudgeConfig(StrictModel):
     """For `launch`: the Python of the environment in which vLLM is installed."""
     launch_command: list[Ref] = Field(default=[])
     """For `launch`: a command line that starts the server in another way, such as with `uvx` or in
-    a container. `{model}`, `{port}` and `{name}` are replaced.
+    a container. `{model}` is replaced by the path or hub id of the model, `{name}` by
+    `judge.model`, and `{port}` by a free port.
     """
     launch_args: list[Ref] = Field(default=[])
     """For `launch`: more arguments of the server, such as `--max-model-len`."""
