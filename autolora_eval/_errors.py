@@ -138,10 +138,13 @@ def failure_message(error: Exception) -> str:
     of_rust = re.search(r"\(os error (\d+)\)", str(error))
     number = int(of_rust[1]) if of_rust else getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full. Free some space, and re-run the same command to continue."
+        return "the disk is full. Free some space, and run the same command again to continue."
     if number in (errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE):
         reason = os.strerror(number)
-        return f"a file cannot be written: {reason}. Finished work is kept; re-run to continue."
+        return (
+            f"a file cannot be written: {reason}. Finished work is kept: run the same command "
+            "again to continue."
+        )
     if isinstance(error, MemoryError):
         return "this machine has too little memory. Finished work is kept."
     return _unexpected(error)
@@ -159,7 +162,7 @@ def _unexpected(error: Exception) -> str:
 
 def _about_file(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        advice = "Free some space, and re-run the same command to continue."
+        advice = "Free some space, and run the same command again to continue."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         advice = "Change its permissions, or choose another path."
     else:

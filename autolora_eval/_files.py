@@ -253,11 +253,11 @@ def path_inside(folder: Path, name: str) -> Path:
     images: such a name must not pull in other files of this machine.
 
     Raises:
-        ValueError: if the path, or a link on it, leads out of the folder.
+        ValueError: if the path, or a link on it, points outside the folder.
     """
     path = Path(os.path.realpath(folder / name))  # resolve() fails at a loop of links
     if not path.is_relative_to(os.path.realpath(folder)):
-        raise ValueError(f"'{name}' leads out of its folder")
+        raise ValueError(f"'{name}' points outside its folder")
     return path
 
 

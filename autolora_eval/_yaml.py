@@ -96,8 +96,8 @@ def _check_keys(
             line = key_node.start_mark.line + 1
             if key in lines:
                 raise UsageError(
-                    f"{path}:{line}: {'.'.join(key)}: stands here and on line "
-                    f"{lines[key]}; the second would silently replace the first. Rename one."
+                    f"{path}:{line}: {'.'.join(key)}: this key is also on line "
+                    f"{lines[key]}, and YAML would use only one of them. Rename or remove one."
                 )
             lines[key] = line
             _check_keys(path, value, key, lines)

@@ -291,7 +291,7 @@ def test_images_of_other_settings_are_not_scored_but_missing(benchmark, copy, mo
         monkeypatch.undo()
         # Else a report would show the old numbers with the new settings.
         done = run_command("report", copy.path)
-        assert (done.code, "no table of its present settings" in done.stderr) == (2, True)
+        assert (done.code, "no tables for its current settings" in done.stderr) == (2, True)
     RunPipeline(changed, copy.path).score()
     table = pd.read_parquet(copy.table("parquet"))
     # One batch of two was made; all the others are still of the settings before.

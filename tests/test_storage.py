@@ -225,7 +225,7 @@ def test_two_machines_do_not_write_at_once(machine) -> None:
 def test_a_file_with_the_name_of_another_place_is_refused(machine, tmp_path, memory, name) -> None:
     memory[f"{ROOT}/{MANIFEST}"] = memory[f"{ROOT}/{name}"] = MemoryFileSystem().open("/x", "wb")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UsageError, match="not a file of a run: it is a link, or leads out"):
+    with pytest.raises(UsageError, match="not a file of a run: it is a link, or points outside"):
         Storage(URL).fetch()
     made = set(tmp_path.rglob("*")) - set(before)
     assert {path.name for path in made if path.is_file()} <= {"sent.json"}

@@ -162,7 +162,7 @@ def verify_archive(path: Path) -> list[Finding]:
     """Return what is missing, changed or extra in an archive that `pack` wrote.
 
     It is unpacked into a temporary folder, of no more bytes than the archive has. Another archive,
-    and an entry that leads out of it or is a link, are refused.
+    and an entry that points outside it or is a link, are refused.
     """
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -203,7 +203,7 @@ def _refuse_unsafe(path: Path, entries: list[ZipInfo]) -> None:
         name = entry.filename
         problem = None
         if _NAME.fullmatch(name) is None:
-            problem = "its name leads out of the archive or is not that of a file"
+            problem = "its name points outside the archive or is not that of a file"
         elif stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
             problem = "it is not a regular file"
         elif entry.compress_type != ZIP_STORED or entry.flag_bits & 1:

@@ -110,7 +110,7 @@ def _benchmark(plan: Plan, folder: RunFolder, named: str) -> BenchmarkRecord:
 
 
 def _without_machine(path: str) -> str:
-    """Return the name of a file instead of a path that leads out of the benchmark's folder."""
+    """Return the name of a file instead of a path outside the benchmark's folder."""
     parts = PurePath(path)
     return parts.name if parts.is_absolute() or ".." in parts.parts else path
 

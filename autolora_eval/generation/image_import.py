@@ -137,7 +137,8 @@ class ImageImport:
     def _changed(self, job: ImageJob, what: str) -> AutoLoRAEvalError:
         return AutoLoRAEvalError(
             f"'{self.matching.found[job].name}' of '{self.images.path}' changed while it was "
-            f"copied: {what}. The copies made so far are kept. Re-run when the set is complete."
+            f"copied: {what}. The copies made so far are kept: run the same command again when the "
+            "set is complete."
         )
 
     def _origin(self, job: ImageJob) -> dict[str, str]:

@@ -250,7 +250,7 @@ def image_files(folder: Path) -> list[Path]:
     Files are sorted as people count: 2 before 10.
 
     Raises:
-        UsageError: if a folder cannot be read, a link leads out, or a name is not valid UTF-8.
+        UsageError: if a folder cannot be read, a link points outside, or a name is not valid UTF-8.
     """
     formats = image_formats()
     suffixes = {end for end, form in Image.registered_extensions().items() if form in formats}
@@ -361,7 +361,8 @@ def inside(folder: Path, name: str, at: str) -> Path:
     except ValueError as error:
         raise UsageError(
             f"images '{at}': '{name}' lies outside '{folder}'. Put all images into one folder, "
-            "with the listing beside them and paths relative to it; links may not lead out."
+            "with the listing beside them and paths relative to it; links must stay inside the "
+            "folder."
         ) from error
 
 

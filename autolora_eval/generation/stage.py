@@ -108,7 +108,7 @@ def generate(
     if failures:
         messages = "\n".join(map(str, failures))
         raise AutoLoRAEvalError(
-            f"{messages}\nEverything else finished. Fix the problem and re-run the same command."
+            f"{messages}\nEverything else finished. Fix the problem and run the same command again."
         ) from failures[0]
     return result
 

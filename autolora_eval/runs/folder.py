@@ -29,7 +29,7 @@ _VOLATILE |= {"features": _COUNTS, "judge": _COUNTS}
 
 
 class _File:
-    """The path of a file in a run folder. A link may not lead out of the folder."""
+    """The path of a file in a run folder. A link may not point outside the folder."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -75,13 +75,13 @@ class RunFolder:
         A run folder may come from elsewhere: nothing outside it is read, moved or written.
 
         Raises:
-            UsageError: if a name or a link on the path leads out.
+            UsageError: if a name or a link on the path points outside.
         """
         try:
             path_inside(self.path, os.path.relpath(path, self.path))
         except ValueError as error:
             raise UsageError(
-                f"'{path}' leads out of its run folder. Links in a run folder may not lead out of "
+                f"'{path}' points outside its run folder. Links in a run folder must stay inside "
                 "it; to keep a run elsewhere, link to its whole folder."
             ) from error
         return path
@@ -320,14 +320,14 @@ def open_run(path: str | Path) -> Run:
     """Open a finished run.
 
     Raises:
-        UsageError: if it is not a run folder, it has no table of its present settings, or a table
-            was edited.
+        UsageError: if it is not a run folder, its tables are missing or older than the settings of
+            the run, or a table was edited.
     """
     folder = RunFolder(Path(path))
     manifest = folder.read_manifest()
     if manifest.are_tables_outdated or not folder.table("parquet").is_file():
         raise UsageError(
-            f"'{path}' has no table of its present settings: the run was interrupted. "
+            f"'{path}' has no tables for its current settings: the run was interrupted. "
             f"Finish it with: autolora-eval run {folder.benchmark_file()} --output {path}"
         )
     _refuse_changed(folder, manifest)

@@ -318,7 +318,7 @@ class Storage:
         """Return the files at the URL by name, without hidden ones.
 
         Raises:
-            UsageError: if a name leads out of the working copy.
+            UsageError: if a name points outside the working copy.
         """
         self._fs.invalidate_cache()
         try:
@@ -330,7 +330,7 @@ class Storage:
             if not all(map(_PART.fullmatch, name.split("/"))) or info.get("islink"):
                 raise UsageError(
                     f"'{self.url}' has a file {name!r:.100}, which is not a file of a run: it is a "
-                    "link, or leads out of the folder. Remove it there."
+                    "link, or points outside the folder. Remove it there."
                 )
             RunFolder(self.copy).within(self.copy / name)
         return {name: info for name, info in names.items() if "/." not in f"/{name}"}

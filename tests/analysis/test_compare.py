@@ -357,7 +357,7 @@ def test_files_that_changed_after_scoring_are_refused(halves, tmp_path, kind):
 
 
 def test_a_damaged_manifest_is_refused(halves, tmp_path):
-    """A cell's name cannot lead out of the folder, and no section may lack."""
+    """A cell's name cannot point outside the folder, and no section may lack."""
     file = RunFolder(halves[1]).manifest
     whole = json.loads(file.read_text())
     for id_ in ("../outside", "a/b", "..", ".hidden"):

@@ -50,9 +50,9 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(problem, benchmark_d
         ("name: 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
         ("name: &a [*a]\n", ": nested too deeply, or an alias that holds itself."),
         ("[" * 5000, ": nested too deeply, or an alias that holds itself."),
-        ("name: a\nseeds: {}\nname: b\n", ":3: name: stands here and on line 1;"),
-        ("models:\n  A: {x: 1}\n  B: {}\n  A: {}\n", ":4: models.A: stands here and on line 2;"),
-        ("prompts:\n- a: 1\n  a: 2\n", ":3: prompts.0.a: stands here and on line 2;"),
+        ("name: a\nseeds: {}\nname: b\n", ":3: name: this key is also on line 1,"),
+        ("models:\n  A: {x: 1}\n  B: {}\n  A: {}\n", ":4: models.A: this key is also on line 2,"),
+        ("prompts:\n- a: 1\n  a: 2\n", ":3: prompts.0.a: this key is also on line 2,"),
     ],
 )
 def test_a_file_that_is_not_a_benchmark_is_refused(problem, text, says):

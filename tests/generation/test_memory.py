@@ -104,7 +104,7 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
         "offload changes no image; another batch_size or guidance_batching makes all images again. "
         "Finished images are "
         "kept.\n"
-        "Everything else finished. Fix the problem and re-run the same command."
+        "Everything else finished. Fix the problem and run the same command again."
     )
     counts = [len(list(run.images(cell.id).rglob("*.png"))) for cell in plan.cells]
     assert counts == [2, 4]

@@ -207,7 +207,7 @@ def test_bad_guiders_are_named_make_no_image_and_change_no_other_image(
         assert line.startswith(f"cell 'T--{name}': the guider '{module.stem}.{name}' ")
         assert expected in line
         assert hashes(run, name) == {}
-    assert last == "Everything else finished. Fix the problem and re-run the same command."
+    assert last == "Everything else finished. Fix the problem and run the same command again."
     assert hashes(run, "CFG") == clean
     assert len(clean) == 3
 

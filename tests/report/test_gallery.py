@@ -178,7 +178,7 @@ def test_missing_broken_and_outside_images_say_why(tmp_path):
     tables.scores.to_parquet(folder.scores)
     write_undrawn(folder)
     images = {image["file"]: image for image in gallery_of(folder).data["images"]}
-    outside = "'../secret.png' leads out of its folder"
+    outside = "'../secret.png' points outside its folder"
     reasons = ("missing image", "corrupt image", "corrupt image", outside)
     for n, (file, reason) in enumerate(zip([*files[:3], "../secret.png"], reasons, strict=True)):
         assert images[file]["absent"] == reason
@@ -327,5 +327,5 @@ def test_judgements_outside_the_run_folder_are_not_read(tmp_path):
     secret = judgement(tables.scores.iloc[0], raw="secret")
     (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
     reply = gallery_of(folder).data["images"][0]["replies"][0]
-    assert "leads out of its run folder" in reply["about"]
+    assert "points outside its run folder" in reply["about"]
     assert reply["raw"] is None

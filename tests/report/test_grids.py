@@ -229,7 +229,7 @@ def test_an_image_outside_the_run_folder_is_not_opened(tmp_path, name):
     file = name.format(folder=tmp_path)
     thumbnail = load_thumbnails(run, [file])[file]
     assert (thumbnail.data, thumbnail.image, thumbnail.uri) == (b"", None, "")
-    assert "leads out of its folder" in thumbnail.problem
+    assert "points outside its folder" in thumbnail.problem
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ BROKEN = [
     ("max: 7", "max: .inf", 5, "scores.sa.max", "finite number (got inf)"),
     ("min: 1", "min: one", 5, "scores.sa.min", "(got 'one')"),
     ("key: style", "key: correspondence", None, "", "'correspondence'"),
-    ("  sa:", "  pc:", 5, "scores.pc", "stands here and on line 4"),
+    ("  sa:", "  pc:", 5, "scores.pc", "this key is also on line 4"),
     ("max: 7", "max: 7, max: 8", 5, "scores.sa.max", "on line 5"),
     ("max: 7", "max: 7, type: int", 5, "scores.sa.type", "(got 'int')"),
     ("max: 7", "max: 1.9", 5, "scores.sa", "'type: number'"),

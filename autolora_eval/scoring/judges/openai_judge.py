@@ -289,7 +289,7 @@ class OpenAIJudge:
                 f"the judge's server at {', '.join(self.facts()['base_urls'])} is up, but the last "
                 f"{self._consecutive_failures} questions failed, the last one after "
                 f"{reply.attempts} call(s): {reply.reason}{said}. Check the server's log. The "
-                "judgements so far are kept: re-run the same command to continue."
+                "judgements so far are kept: run the same command again to continue."
             )
 
 

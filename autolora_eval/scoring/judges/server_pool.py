@@ -155,8 +155,8 @@ class ServerPool:
                 if time.monotonic() - start >= self._give_up_after:
                     raise JudgeUnavailableError(
                         f"{self.servers[0].down_reason} It answered earlier in this run. The "
-                        "judgements so far are kept: restart the server, and re-run the same "
-                        "command to continue."
+                        "judgements so far are kept: restart the server, and run the same "
+                        "command again to continue."
                     )
                 await asyncio.sleep(min(PROBE_INTERVAL_ALONE, self._give_up_after / 4))
                 await asyncio.gather(*(self._update(server) for server in self.servers))

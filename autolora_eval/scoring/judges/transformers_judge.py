@@ -142,8 +142,8 @@ class TransformersJudge:
                 raise
             raise AutoLoRAEvalError(
                 f"the judge '{self.source.name}' ran out of memory on {self.device} with "
-                f"judge.batch_size {self.spec.batch_size}. Lower it, and re-run the same command "
-                "to continue: the judgements so far are kept."
+                f"judge.batch_size {self.spec.batch_size}. The judgements so far are "
+                "kept: lower it, and run the same command again to continue."
             ) from error
         half = len(prompts) // 2
         return self._complete(prompts[:half]) + self._complete(prompts[half:])
