@@ -271,9 +271,9 @@ class Benchmark(StrictModel):
     """The number of images per batch. It affects the last bits of an image."""
     guidance_batching: GuidanceBatching = "auto"
     """Which predictions of a step share a denoiser pass. `separate`: none. `conditions`: those for
-    the prompt and the null prompt, as in the standard pipelines. `all`: those of the base model and
-    the LoRA too. `auto`: `conditions`, but `separate` on a GPU with too little memory, and `all`
-    for small batches on a CPU. It affects the last bits of an image.
+    the prompt and the negative prompt, as in the standard pipelines. `all`: those of the base model
+    and the LoRA too. `auto`: `conditions`, but `separate` on a GPU with too little memory, and
+    `all` for small batches on a CPU. It affects the last bits of an image.
     """
 
     @property

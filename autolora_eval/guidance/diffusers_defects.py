@@ -179,8 +179,8 @@ def _refuse_without_cfg(p: Parameters, scale: str) -> str | None:
     if not _off(p) or isclose(p[scale], 0.0):
         return None
     return (
-        "without CFG diffusers gives the perturbed pass the null prompt and perturbs no layer. "
-        f"Use a guidance_scale other than {_neutral(p)}."
+        "without CFG diffusers gives the perturbed pass the negative prompt and perturbs no "
+        f"layer. Use a guidance_scale other than {_neutral(p)}."
     )
 
 

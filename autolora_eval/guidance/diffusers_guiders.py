@@ -128,7 +128,7 @@ _DECLARED = (
         spec=_BILINEAR,
         notes=(
             "The paper's bad model is a smaller or less trained one, given the prompt. diffusers' "
-            "is the same model with layers skipped, given the null prompt."
+            "is the same model with layers skipped, given the negative prompt."
         ),
     ),
     DiffusersGuider(

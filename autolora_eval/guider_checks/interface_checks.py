@@ -222,10 +222,10 @@ def _check_nfe_of_steps(guider: GuiderUnderTest, changes: Mapping[str, Any], whe
 
 @check(requires=("check_output_shape",))
 def check_num_conditions_before_first_step(guider: GuiderUnderTest) -> None:
-    """Before the first step `num_conditions` is at least 2 if any step needs the null prompt."""
+    """Before the first step `num_conditions` is 2 or more if a step needs the negative prompt."""
     needing = [n for n, step in enumerate(guider.guided) if False in step.is_conditional.values()]
     if not needing:
-        raise CheckSkippedError("no prediction at these parameters uses the null prompt")
+        raise CheckSkippedError("no prediction at these parameters uses the negative prompt")
     try:
         before = guider.build().num_conditions
     except TypeError as error:
@@ -236,7 +236,7 @@ def check_num_conditions_before_first_step(guider: GuiderUnderTest) -> None:
     if before < 2:
         raise CheckFailedError(
             f"before the first step num_conditions is {before}, but step {needing[0]} needs the "
-            "null prompt. SDXL's pipeline encodes it only for 2 or more: while `self._step is "
+            "negative prompt. SDXL's pipeline encodes it only for 2 or more: while `self._step is "
             "None`, return the largest number that any step needs."
         )
 
@@ -263,8 +263,9 @@ def check_is_conditional(guider: GuiderUnderTest) -> None:
         if expected is not None and answer != expected:
             raise CheckFailedError(
                 f"at step {index}, while '{name}' is prepared, is_conditional is {answer}, but the "
-                f"batch has the embeddings of the {'prompts' if expected else 'null prompt'}. Call "
-                "super().prepare_models(denoiser), which counts, and test self._count_prepared."
+                f"batch has the embeddings of the {'prompts' if expected else 'negative prompt'}. "
+                "Call super().prepare_models(denoiser), which counts, and test "
+                "self._count_prepared."
             )
 
 
