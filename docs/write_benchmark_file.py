@@ -1,4 +1,7 @@
-"""An mkdocs hook: tables of the benchmark file's keys, from its JSON Schema."""
+"""Write the tables of keys in docs/reference/benchmark_file.md from the JSON Schema.
+
+Run: python docs/write_benchmark_file.py
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+PAGE = Path(__file__).parent / "reference" / "benchmark_file.md"
 SCHEMA = Path(__file__).parents[1] / "benchmarks" / "benchmark.schema.json"
-_MARKER = re.compile(r"<!-- keys: (\w+) -->")
+_TABLE = re.compile(r"(<!-- keys: (\w+) -->\n)(?:\n\|.*(?:\n\|.*)*\n)?")
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each `<!-- keys: NAME -->` by the table of that part of the schema."""
-    return _MARKER.sub(lambda match: table(match[1]), markdown)
+def page() -> str:
+    """Return the page's text, with the current table after each `<!-- keys: NAME -->`."""
+    text = PAGE.read_text(encoding="utf-8")
+    return _TABLE.sub(lambda match: f"{match[1]}\n{table(match[2])}\n", text)
 
 
 def table(name: str) -> str:
@@ -62,3 +67,7 @@ def _values(value: dict[str, Any]) -> str:
     if low is not None and high is None:
         suffix = f", from {limits[0]}"
     return words.get(value.get("type", ""), "any") + suffix
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

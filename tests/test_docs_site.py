@@ -79,10 +79,11 @@ def docs_module(name: str) -> Any:
     return module
 
 
-def test_the_command_line_page_is_current() -> None:
-    module = docs_module("write_command_line")
+@pytest.mark.parametrize("name", ["write_command_line", "write_benchmark_file"])
+def test_a_written_page_is_current(name: str) -> None:
+    module = docs_module(name)
     written = module.PAGE.read_text(encoding="utf-8")
-    assert written == module.page(), "run: python docs/write_command_line.py"
+    assert written == module.page(), f"run: python docs/{name}.py"
 
 
 def test_the_share_of_a_gain_is_a_ratio_of_sums_with_its_interval() -> None:

@@ -70,7 +70,10 @@ def test_the_notebook_runs() -> None:
 def test_the_slurm_job_is_bash_and_uses_options_that_exist() -> None:
     script = Path("examples/slurm.sbatch")
     subprocess.run(["bash", "-n", script], check=True)
-    _, _, line = script.read_text(encoding="utf-8").replace("\\\n", "").partition("symmetric-run")
+    text = script.read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how_to" / "cluster.md").read_text(encoding="utf-8")
+    assert f"```sh\n{text}```\n" in page
+    _, _, line = text.replace("\\\n", "").partition("symmetric-run")
     ray_options, command = (shlex.split(part) for part in line.split(" -- "))
     names = {word for word in command if word.startswith("--")}
     assert names == {"--output", "--ray-address"}
