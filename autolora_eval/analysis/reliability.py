@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from autolora_eval._files import Json
 from autolora_eval.analysis.estimates import Indices, Interval, bootstrap_interval
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.scoring.diversity import Floats
-from autolora_eval.scoring.judgement_store import JudgementFile, JudgementKey
 
 # The value of the column `cell` in rows that cover all cells.
 ALL = "all"
@@ -45,35 +43,6 @@ class Alpha:
 
     value: float
     reason: str | None = None
-
-
-def repeat_ratings(
-    rows: Iterable[Json],
-    images: Sequence[tuple[str, str | None]],
-    columns: Sequence[str],
-    repeats: int,
-) -> dict[str, Floats]:
-    """Return the judge's scores of each image, one row per repeat.
-
-    Args:
-        rows: a cell's judgements by one judge and rubric. The last one of an image and repeat
-            counts.
-        images: (image id, SHA-256) of the images, [N].
-        columns: the scores.
-        repeats: number of repeats k. Judgements of further repeats are ignored.
-
-    Returns:
-        By score, float64 [k, N], NaN where an image has no score.
-    """
-    index = {image: n for n, image in enumerate(images)}
-    ratings = {column: np.full((repeats, len(images)), np.nan) for column in columns}
-    for row in rows:
-        key = JudgementKey.of(row)
-        image = index.get((key.image_id, key.sha256))
-        if image is not None and key.repeat < repeats:
-            for column in columns:
-                ratings[column][key.repeat, image] = (row["scores"] or {}).get(column, np.nan)
-    return ratings
 
 
 def krippendorff_alpha(ratings: Floats) -> Alpha:
@@ -197,26 +166,27 @@ def unscored_by_reason(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["cell", "reason", "n_unscored", "n_images", "share"])
 
 
-def write_reliability(manifest: RunManifest, folder: RunFolder, scores: pd.DataFrame) -> None:
+def write_reliability(
+    manifest: RunManifest, folder: RunFolder, scores: pd.DataFrame, ratings: Mapping[str, Floats]
+) -> None:
     """Write reliability.csv and unscored.csv; without a judge, remove them."""
     if manifest.judge is None:
         for path in (folder.reliability, folder.unscored):
             path.unlink(missing_ok=True)
         return
-    judge = manifest.judge
-    table = reliability(folder, scores, manifest.score_columns, judge.key, judge.repeats)
-    for path, frame in ((folder.reliability, table), (folder.unscored, unscored_by_reason(scores))):
-        write_csv(path, frame, "%.12g")
+    write_csv(folder.reliability, reliability(scores, ratings, manifest.score_columns), "%.12g")
+    write_csv(folder.unscored, unscored_by_reason(scores), "%.12g")
 
 
 def reliability(
-    folder: RunFolder,
-    scores: pd.DataFrame,
-    columns: Sequence[str],
-    judge_key: str | None,
-    repeats: int,
+    scores: pd.DataFrame, ratings: Mapping[str, Floats], columns: Sequence[str]
 ) -> pd.DataFrame:
     """Return the agreement of the judge's repeats, by score and cell and over all cells.
+
+    Args:
+        scores: one row per image.
+        ratings: by cell, the scores of each repeat, float64 [columns, repeats, N].
+        columns: the scores.
 
     Returns:
         The columns of `COLUMNS`: number of images, of scores asked for and given, and of images
@@ -227,21 +197,12 @@ def reliability(
         *("prompt_index", "sha256"),
         *(c for c in map(str, scores) if c.removesuffix("_expected") in columns),
     ]
-    frames: dict[str, pd.DataFrame] = {}
-    ratings: list[dict[str, Floats]] = []
-    for name, images in scores.groupby("cell", sort=False):
-        cell, wanted = str(name), list(zip(images["image_id"], images["sha256"], strict=True))
-        judgements = JudgementFile(folder.judgements(cell)).rows(judge_key) if judge_key else ()
-        ratings.append(repeat_ratings(judgements, wanted, columns, repeats))
-        frames[cell] = images[numbers]
+    cells = {str(cell): rows[numbers] for cell, rows in scores.groupby("cell", sort=False)}
+    every = np.concatenate([ratings[cell] for cell in cells], axis=-1)
     rows = []
-    for column in columns:
-        by_cell = [of_cell[column] for of_cell in ratings]
-        rows += [
-            _row(cell, column, images, of_cell)
-            for (cell, images), of_cell in zip(frames.items(), by_cell, strict=True)
-        ]
-        rows.append(_row(ALL, column, scores, np.concatenate(by_cell, axis=1)))
+    for n, column in enumerate(columns):
+        rows += [_row(cell, column, own, ratings[cell][n]) for cell, own in cells.items()]
+        rows.append(_row(ALL, column, scores, every[n]))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

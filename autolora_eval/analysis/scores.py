@@ -32,28 +32,36 @@ SECONDS_PER_IMAGE = "seconds_per_image"
 N_MADE_ALONE = "n_made_alone"
 
 
-def join_scores(manifest: RunManifest, folder: RunFolder) -> pd.DataFrame:
+def join_scores(manifest: RunManifest, folder: RunFolder) -> tuple[pd.DataFrame, dict[str, Floats]]:
     """Return one row per image of a run, also without a file, features or judgement.
 
     Returns:
-        Columns cell, model, method, the parameters, prompt_index, prompt, seed, image_id, file,
-        sha256, nfe, one column per score (the mean over repeats; null if unscored), one
-        `<score>_expected` each if there are any, and unscored_reason (null if scored).
+        A table with the columns cell, model, method, the parameters, prompt_index, prompt, seed,
+        image_id, file, sha256, nfe, one column per score (the mean over repeats; null if
+        unscored), one `<score>_expected` each if there are any, and unscored_reason (null if
+        scored). And by cell, the scores of each repeat, float64 [columns, repeats, N], NaN where a
+        reply has none.
     """
-    columns = manifest.score_columns
+    columns, ratings = manifest.score_columns, dict[str, Floats]()
     # A table of each cell: a million rows as objects of Python would take gigabytes.
-    frame = stacked([_cell_scores(manifest, cell, folder) for cell in manifest.cells])
+    frame = stacked([_cell_scores(manifest, cell, folder, ratings) for cell in manifest.cells])
     # Only a judge that was asked for log-probabilities has expected scores.
     expected = [f"{column}{EXPECTED}" for column in columns]
     frame = frame.drop(columns=[column for column in expected if frame[column].isna().all()])
     numbers = [column for column in [*columns, *expected] if column in frame]
-    return frame.astype(dict.fromkeys(numbers, "float64") | {"unscored_reason": "string"})
+    types = dict.fromkeys(numbers, "float64") | {"unscored_reason": "string"}
+    return frame.astype(types), ratings
 
 
-def _cell_scores(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> pd.DataFrame:
-    """Return one row per image of a cell; a score is the mean over its repeats."""
+def _cell_scores(
+    manifest: RunManifest, cell: CellRecord, folder: RunFolder, ratings: dict[str, Floats]
+) -> pd.DataFrame:
+    """Return one row per image of a cell, a score being the mean over repeats; add its ratings."""
     images, names = cell_images(manifest, cell, folder), manifest.score_columns
-    scores, expected, reasons = _judged(manifest, cell, folder, images)
+    values, reasons = _judged(manifest, cell, folder, images)
+    ratings[cell.id] = values[0].transpose(0, 2, 1).copy()
+    with np.errstate(invalid="ignore"):
+        scores, expected = np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
     fixed = {"cell": cell.id, "model": cell.model, "method": cell.method, **cell.parameters}
     ids = pd.Series([image.id for image in images])
     # Lists of equal values, or of long texts, would take 300 MB for a million images.
@@ -76,8 +84,8 @@ def _cell_scores(manifest: RunManifest, cell: CellRecord, folder: RunFolder) -> 
 
 def _judged(
     manifest: RunManifest, cell: CellRecord, folder: RunFolder, images: Sequence[CellImage]
-) -> tuple[Floats, Floats, list[str | None]]:
-    """Return scores and expected scores of a cell's images, both [columns, N], and reasons.
+) -> tuple[Floats, list[str | None]]:
+    """Return scores and expected scores of a cell, [2, columns, N, repeats], and reasons, [N].
 
     Arrays, and no rows: a million judgements as objects of Python would take gigabytes.
     """
@@ -99,13 +107,11 @@ def _judged(
         for kind, numbers in enumerate(found):
             given = [(numbers or {}).get(name) for name in names]
             values[kind, :, n, repeat] = np.asarray(given, dtype=np.float64)  # None becomes NaN
-    with np.errstate(invalid="ignore"):
-        scores, expected = np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
     whys: list[str | None] = [None] * len(images)
     for place in map(int, np.flatnonzero(~is_scored.any(axis=1)) if names else ()):
         asked = (reason for reason in reasons[place] if reason != NOT_JUDGED)
         whys[place] = images[place].problem or next(asked, NOT_JUDGED)
-    return scores, expected, whys
+    return values, whys
 
 
 def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

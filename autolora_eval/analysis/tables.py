@@ -48,7 +48,7 @@ def write_tables(
 ) -> CountsRecord:
     """Join what the stages wrote into scores, diversities, table and comparisons; count images."""
     cells, shown = manifest.cells, run_metrics(manifest)
-    joined = join_scores(manifest, folder)
+    joined, ratings = join_scores(manifest, folder)
     rows, image_errors, prompts, estimates = _evaluated(manifest, folder, joined, metrics)
     scores = joined.assign(image_error=image_errors)
     # Methods differ in their parameters: those of all come before what was measured.
@@ -62,7 +62,7 @@ def write_tables(
     comparisons = with_sentences(comparisons, cells, shown)
     _write_frames(folder, scores, prompts, table, comparisons)
     _write_readable(manifest, folder, table, shown, _reasons(scores, prompts, table, shown))
-    write_reliability(manifest, folder, scores)
+    write_reliability(manifest, folder, scores, ratings)
     write_timings(manifest, folder)
     return CountsRecord(
         images=len(scores),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import krippendorff
 import numpy as np
@@ -18,7 +17,6 @@ from autolora_eval.analysis.reliability import (
     exact_agreement,
     krippendorff_alpha,
     reliability,
-    repeat_ratings,
     unscored_by_reason,
     write_reliability,
 )
@@ -26,6 +24,7 @@ from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.plan import Plan
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import cell_images
+from autolora_eval.scoring.judgement_store import JudgementFile
 
 GAP = np.nan
 # Four observers and twelve units: Krippendorff, "Computing Krippendorff's Alpha-Reliability"
@@ -88,28 +87,6 @@ def test_exact_agreement_is_the_share_of_equal_ratings():
     assert np.isnan(exact_agreement(ratings[:1]))
 
 
-def test_judgements_become_ratings_by_image_and_repeat():
-    def row(image: str, sha: str, repeat: int, pc: float | None) -> dict[str, Any]:
-        scores = None if pc is None else {"pc": pc, "sa": 5.0 - pc}
-        return {"image_id": image, "sha256": sha, "repeat": repeat, "scores": scores}
-
-    rows = [
-        row("a", "1", 0, 3.0),
-        row("a", "1", 1, 1.0),
-        row("a", "1", 1, 4.0),  # the last counts
-        row("a", "0", 1, 0.0),  # of the file as it was before
-        row("b", "2", 0, 2.0),
-        row("b", "2", 0, None),
-        row("b", "2", 1, 5.0),
-        row("b", "2", 2, 0.0),  # beyond the repeats asked for now
-        row("c", "3", 0, 0.0),  # not in the plan
-    ]
-    found = repeat_ratings(rows, [("a", "1"), ("b", "2"), ("d", None)], ["pc", "sa"], 2)
-    expected = np.array([[3.0, GAP, GAP], [4.0, 5.0, GAP]])
-    assert found["pc"] == pytest.approx(expected, nan_ok=True)
-    assert found["sa"] == pytest.approx(5.0 - expected, nan_ok=True)
-
-
 @pytest.fixture
 def plan(planned, benchmark_data) -> Plan:
     benchmark_data["judge"]["repeats"] = 3
@@ -119,8 +96,10 @@ def plan(planned, benchmark_data) -> Plan:
 Rating = Callable[[Place, int], float | str]
 
 
-def judged(plan: Plan, folder: RunFolder, rating: Rating) -> pd.DataFrame:
-    """Write images and judgements of every repeat, and return the scores as the join would."""
+def judged(
+    plan: Plan, folder: RunFolder, rating: Rating
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Write images and judgements of every repeat, and return what joins them."""
     write_images(plan, folder)
     write_features(plan, folder, feature_vector)
     manifest = manifest_of(plan, folder)
@@ -136,6 +115,32 @@ def judged(plan: Plan, folder: RunFolder, rating: Rating) -> pd.DataFrame:
                 rows.append(row | {"reason": None if scored else given})
         write_jsonl(folder.judgements(cell.id), rows)
     return join_scores(manifest, folder)
+
+
+def test_ratings_are_the_scores_in_the_replies_that_count(plan, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    judged(plan, folder, lambda place, repeat: float(repeat))
+    manifest = manifest_of(plan, folder)
+    file = JudgementFile(folder.judgements("A--CFG"))
+    first, *_ = rows = list(file.rows())
+    rows[1]["scores"] = {"pc": 5.0}  # edited: the reply is 1
+    file.path.unlink()
+    file.append(
+        [
+            *rows,
+            first | {"raw": '{"pc": 4}'},  # the last counts
+            first | {"raw": '{"pc": 3}', "judge_key": "another judge"},
+            first | {"raw": '{"pc": 3}', "sha256": "0" * 64},  # of the file as it was before
+            first | {"raw": '{"pc": 3}', "repeat": 3},  # beyond the repeats asked for now
+            first | {"raw": '{"pc": 3}', "image_id": "not in the plan"},
+            rows[5] | {"scores": None},
+        ]
+    )
+    _, ratings = join_scores(manifest, folder)
+    expected = np.repeat([[[0.0], [1.0], [2.0]]], 6, axis=2)
+    assert (ratings["A--AutoLoRA"] == expected).all()
+    expected[0, 0, 0], expected[0, 2, 1] = 4.0, GAP
+    assert ratings["A--CFG"] == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_table_has_a_row_per_cell_and_one_for_all(plan, tmp_path):
@@ -169,9 +174,9 @@ def test_the_table_has_a_row_per_cell_and_one_for_all(plan, tmp_path):
 
 def test_without_repeats_there_is_no_alpha(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    scores = judged(plan, folder, lambda place, repeat: float(place[2]))
+    scores, ratings = judged(plan, folder, lambda place, repeat: float(place[2]))
     scores["pc_expected"] = scores["pc"] + 0.25
-    table = reliability(folder, scores, ["pc"], KEY, 1)
+    table = reliability(scores, {cell: own[:, :1] for cell, own in ratings.items()}, ["pc"])
     assert table["reason"].tolist() == ["no image has two ratings"] * 3
     assert table[["alpha", "exact_agreement"]].isna().all(axis=None)
     assert table["n_repeated"].tolist() == [0, 0, 0]
@@ -181,9 +186,10 @@ def test_without_repeats_there_is_no_alpha(plan, tmp_path):
 
 def test_the_judge_is_not_asked_about_images_without_a_file(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    scores = judged(plan, folder, lambda place, repeat: 3.0)
-    scores.loc[scores.index[:2], "sha256"] = None
-    table = reliability(folder, scores, ["pc"], KEY, 3)
+    judged(plan, folder, lambda place, repeat: 3.0)
+    for job in plan.jobs[:2]:
+        (folder.images("A--CFG") / job.file).unlink()
+    table = reliability(*join_scores(manifest_of(plan, folder), folder), ["pc"])
     assert table["n_asked"].tolist() == [12, 18, 30]
     assert table["n_verdicts"].tolist() == [12, 18, 30]
 
@@ -199,20 +205,12 @@ def test_unscored_images_are_counted_by_cell_and_reason():
     assert len(unscored_by_reason(scores[4:])) == 0
 
 
-def test_judgements_of_another_judge_are_ignored(plan, tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    scores = judged(plan, folder, lambda place, repeat: float(place[2]))
-    assert reliability(folder, scores, ["pc"], KEY, 3)["n_verdicts"].tolist() == [18, 18, 36]
-    for key in ("another judge", None):
-        assert reliability(folder, scores, ["pc"], key, 3)["n_verdicts"].tolist() == [0, 0, 0]
-
-
 def test_without_a_judge_the_tables_are_deleted(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
     scores = judged(plan, folder, lambda place, repeat: 1.0)
     manifest = write_manifest(plan, folder)
-    write_reliability(manifest, folder, scores)
+    write_reliability(manifest, folder, *scores)
     assert folder.reliability.is_file()
-    write_reliability(manifest.model_copy(update={"judge": None}), folder, scores)
+    write_reliability(manifest.model_copy(update={"judge": None}), folder, *scores)
     assert not folder.reliability.exists()
     assert not folder.unscored.exists()

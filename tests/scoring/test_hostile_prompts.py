@@ -71,7 +71,7 @@ def test_hostile_prompt_changes_neither_parsing_nor_report(plan, server, tmp_pat
     write_manifest(plan, folder)
     write_features(plan, folder, vector)
     done = judging.judge(plan, folder)
-    scores = join_scores(manifest_of(plan, folder, done.key), folder)
+    scores, _ = join_scores(manifest_of(plan, folder, done.key), folder)
     own = [int(sha256, 16) % 6 for sha256 in scores["sha256"]]
     unbalanced = scores["prompt"].isin([HOSTILE[name] for name in UNBALANCED])
     assert scores["pc"].where(~unbalanced).tolist() == pytest.approx(

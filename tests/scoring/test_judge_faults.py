@@ -133,7 +133,7 @@ def check_accounts(plan: Plan, folder: RunFolder, done: Json) -> None:
     """Every image has one row, in order, and all counts agree."""
     found = rows(plan, folder)
     planned = [(cell.id, job.file) for cell in plan.cells for job in plan.jobs]
-    scores = join_scores(manifest_of(plan, folder, done.key), folder)
+    scores, _ = join_scores(manifest_of(plan, folder, done.key), folder)
     assert len(planned) == N == len(found) == len(scores)
     for cell in plan.cells:
         ids = [row["image_id"] for row in read_jsonl(folder.judgements(cell.id))]

@@ -135,12 +135,13 @@ def test_every_repeat_is_asked_and_kept(make, folder, server) -> None:
         (job.file, repeat) for _ in plan.cells for job in plan.jobs for repeat in range(3)
     ]
     assert all(row["scores"] == {"pc": row["repeat"]} for row in found)
-    scores = join_scores(manifest_of(plan, folder, done.key), folder)
+    scores, _ = join_scores(manifest_of(plan, folder, done.key), folder)
     assert scores["pc"].tolist() == [1.0] * N  # the mean of 0, 1 and 2
     # Fewer repeats ask nothing and count the first only; more ask for what is missing.
     fewer = make(repeats=2)
     assert judge(fewer, folder).done == 0
-    assert join_scores(manifest_of(fewer, folder, done.key), folder)["pc"].tolist() == [0.5] * N
+    scores, _ = join_scores(manifest_of(fewer, folder, done.key), folder)
+    assert scores["pc"].tolist() == [0.5] * N
     assert judge(make(repeats=4), folder).done == N
 
 
@@ -152,7 +153,7 @@ def test_image_is_unscored_only_if_no_repeat_has_a_score(make, folder, server) -
     server.answer = answer
     plan = make(repeats=2)
     done = judge(plan, folder)
-    scores = join_scores(manifest_of(plan, folder, done.key), folder)
+    scores, _ = join_scores(manifest_of(plan, folder, done.key), folder)
     message = scores["sha256"] >= "8"
     assert scores["pc"].tolist() == [
         4.0 if each else pytest.approx(nan, nan_ok=True) for each in message
