@@ -22,7 +22,7 @@ from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 PACKAGES = (
     *("torch", "diffusers", "peft", "transformers"),  # these four decide images
     *("tokenizers", "accelerate", "safetensors", "aiohttp", "llguidance", "timm"),
-    *("krippendorff", "numpy", "scipy", "pandas", "pillow", "typst"),
+    *("numpy", "scipy", "pandas", "pillow", "typst"),
 )
 _NVIDIA_SMI = (
     *("nvidia-smi", "--query-gpu=name,memory.total,memory.free"),

@@ -200,7 +200,6 @@ def bootstrap_interval(
     statistic: Callable[[Indices], float],
     n_units: int,
     unit: str = "unit",
-    n_resamples: int = N_RESAMPLES,
     without: Floats | None = None,
 ) -> Interval:
     """Return the 95% BCa interval of a statistic over sampling units (Efron 1987).
@@ -211,7 +210,6 @@ def bootstrap_interval(
         statistic: its value for drawn units, given by their indices, [n_units]; NaN if undefined.
         n_units: number of units.
         unit: the name of a unit, for the reason.
-        n_resamples: number of resamples.
         without: the statistic without each unit, [n_units]. The default calls `statistic`, which
             takes n_units² steps.
 
@@ -225,7 +223,7 @@ def bootstrap_interval(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what scipy warns of has a reason below
         drawn = np.asarray(
-            [statistic(rng.integers(0, n_units, n_units)) for _ in range(n_resamples)]
+            [statistic(rng.integers(0, n_units, n_units)) for _ in range(N_RESAMPLES)]
         )
         if without is None:
             without = np.asarray([statistic(np.delete(every, n)) for n in every])

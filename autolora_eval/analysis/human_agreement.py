@@ -20,12 +20,7 @@ from autolora_eval.analysis.estimates import (
     unit_members,
 )
 from autolora_eval.analysis.human_ratings import IMAGE, RATER, read_ratings
-from autolora_eval.analysis.reliability import (
-    ALL,
-    alpha_interval,
-    krippendorff_alpha,
-    sampling_units,
-)
+from autolora_eval.analysis.reliability import ALL, ordinal_alpha, sampling_units
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.folder import Run
 from autolora_eval.runs.records import AgreementRecord
@@ -249,12 +244,7 @@ def _raters_row(ratings: pd.DataFrame, column: str, scores: pd.DataFrame) -> dic
     if images.empty:
         none = Interval(reason="no image was rated by two people")
         return _table_row(RATERS_ALPHA, float("nan"), none, images)
-    alpha = krippendorff_alpha(matrix.to_numpy())
-    unit, units = sampling_units(images)
-    interval = Interval(reason=alpha.reason)
-    if alpha.reason is None:
-        interval = alpha_interval(matrix.to_numpy(), units, unit)
-    return _table_row(RATERS_ALPHA, alpha.value, interval, images)
+    return _table_row(RATERS_ALPHA, *ordinal_alpha(matrix.to_numpy(), images), images)
 
 
 def _table_row(name: str, value: float, interval: Interval, images: pd.DataFrame) -> dict[str, Any]:

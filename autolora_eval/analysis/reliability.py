@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import krippendorff
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -22,8 +20,6 @@ ALL = "all"
 # Reliable data are commonly asked to reach α = .800. Krippendorff calls .667 "the lowest
 # conceivable limit" for tentative conclusions (Content Analysis, 2nd ed. 2004, p. 241).
 TENTATIVE_ALPHA = 0.667
-# The krippendorff package allocates several float64 [N, V, V], of 40 MB at this many elements.
-PACKAGE_ELEMENTS = 5_000_000
 MAX_ELEMENTS = 50_000_000  # of [N, V] and [V, V]
 
 COLUMNS = (
@@ -32,44 +28,34 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Alpha:
-    """Krippendorff's α, or the reason why it is undefined.
-
-    Attributes:
-        value: at most 1; NaN if undefined.
-        reason: why it is undefined; None otherwise.
-    """
-
-    value: float
-    reason: str | None = None
-
-
-def krippendorff_alpha(ratings: Floats) -> Alpha:
-    """Return Krippendorff's α for ordinal data, by the package `krippendorff` unless N is large.
+def ordinal_alpha(ratings: Floats, images: pd.DataFrame) -> tuple[float, Interval]:
+    """Return Krippendorff's α for ordinal data, and its 95% bootstrap interval.
 
     α = 1 − D_o/D_e, observed over expected disagreement (Krippendorff, Content Analysis, 2nd ed.
     2004, chapter 11). The levels are the values that occur; unused levels do not change α.
 
     Args:
         ratings: float [k, N], one row per rater or repeat, NaN where there is no rating.
+        images: their rows, [N], with a column prompt_index. Whole sampling units are resampled.
 
     Returns:
-        The value. It is NaN with a reason if no image has two ratings, or if all ratings are
-        equal, because then no disagreement is expected.
+        The value and its interval. Both are NaN with a reason if no image has two ratings, or if
+        all ratings are equal, because then no disagreement is expected.
     """
     paired = _paired(ratings)
     values = np.unique(paired[~np.isnan(paired)])
+    reason = None
     if not values.size:
-        return Alpha(float("nan"), "no image has two ratings")
-    if values.size == 1:
-        return Alpha(float("nan"), f"all ratings are {values[0]:g}")
-    n, v = paired.shape[1], values.size
-    if max(n, v) * v > MAX_ELEMENTS:
-        return Alpha(float("nan"), f"too many different values ({v:,})")
-    if n * v**2 > PACKAGE_ELEMENTS:
-        return Alpha(alpha_of_coincidences(coincidences(paired, values)))
-    return Alpha(float(krippendorff.alpha(paired, level_of_measurement="ordinal")))
+        reason = "no image has two ratings"
+    elif values.size == 1:
+        reason = f"all ratings are {values[0]:g}"
+    elif max(paired.shape[1], values.size) * values.size > MAX_ELEMENTS:
+        reason = f"too many different values ({values.size:,})"
+    if reason:
+        return float("nan"), Interval(reason=reason)
+    unit, units = sampling_units(images)
+    value = alpha_of_coincidences(coincidences(paired, values))
+    return value, _alpha_interval(ratings, values, units, unit)
 
 
 def _paired(ratings: Floats) -> Floats:
@@ -105,9 +91,10 @@ def alpha_of_coincidences(observed: Floats) -> float:
     return float(1.0 - (n.sum() - 1.0) * (observed * distances).sum() / expected)
 
 
-def alpha_interval(ratings: Floats, units: Sequence[Hashable], unit: str) -> Interval:
+def _alpha_interval(
+    ratings: Floats, values: Floats, units: Sequence[Hashable], unit: str
+) -> Interval:
     """Return the 95% bootstrap interval of ordinal α, resampling whole sampling units, [N]."""
-    values = np.unique(ratings[~np.isnan(ratings)])
     repeated = (~np.isnan(ratings)).sum(axis=0) >= 2
     kinds, by_kind = _kinds_of_units(ratings[:, repeated], values, np.asarray(units)[repeated])
     # Coincidences add up, so a resample is a weighted sum: no ratings are copied.
@@ -218,8 +205,7 @@ def sampling_units(images: pd.DataFrame) -> tuple[str, list[Hashable]]:
 
 def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[str, Any]:
     unit, units = sampling_units(images)
-    alpha = krippendorff_alpha(ratings)
-    interval = Interval() if alpha.reason else alpha_interval(ratings, units, unit)
+    alpha, interval = ordinal_alpha(ratings, images)
     expected = f"{column}_expected"
     return {
         "cell": cell,
@@ -230,11 +216,11 @@ def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[
         "n_repeated": _paired(ratings).shape[1],
         "unit": unit,
         "n_units": len(set(units)),
-        "alpha": alpha.value,
+        "alpha": alpha,
         "alpha_low": interval.low,
         "alpha_high": interval.high,
         "exact_agreement": exact_agreement(ratings),
         "mean": images[column].mean(),
         "expected_mean": images[expected].mean() if expected in images else np.nan,
-        "reason": alpha.reason or interval.reason,
+        "reason": interval.reason,
     }

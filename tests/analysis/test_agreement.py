@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from sklearn.metrics import cohen_kappa_score
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import sha256_file
-from autolora_eval.analysis.estimates import bootstrap_interval
 from autolora_eval.analysis.human_agreement import (
     COLUMNS,
     STATISTICS,
@@ -89,9 +87,7 @@ def test_undefined_statistics_are_nan():
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch) -> None:
     """199 resamples instead of 1,999: no test below checks the width of an interval."""
-    few = partial(bootstrap_interval, n_resamples=199)
-    monkeypatch.setattr("autolora_eval.analysis.human_agreement.bootstrap_interval", few)
-    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
+    monkeypatch.setattr("autolora_eval.analysis.estimates.N_RESAMPLES", 199)
 
 
 def make() -> Tables:

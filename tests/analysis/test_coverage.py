@@ -1,15 +1,14 @@
 """Simulated results whose truth is known: coverage of intervals, error rates and power of tests."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from simulated import DESIGNS, METRICS, SIMULATIONS, assert_coverage, four_standard_errors
 
 from autolora_eval.analysis.comparisons import T_TEST, WILCOXON, holm, paired
-from autolora_eval.analysis.estimates import bootstrap_interval
-from autolora_eval.analysis.reliability import alpha_interval
+from autolora_eval.analysis.reliability import ordinal_alpha
 
 pytestmark = pytest.mark.model  # each simulates hundreds of runs
 
@@ -102,11 +101,10 @@ def test_bootstrap_intervals_cover_the_truth(monkeypatch):
     """
     r, n = 0.7, 40
     truth, rng = 6 / np.pi * np.arcsin(r / 2), np.random.default_rng(6)
-    few = partial(bootstrap_interval, n_resamples=199)
-    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
+    monkeypatch.setattr("autolora_eval.analysis.estimates.N_RESAMPLES", 199)
     intervals = []
     for _ in range(100):
         pairs = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T.round(1)
-        found = alpha_interval(pairs, list(range(n)), "image")
+        _, found = ordinal_alpha(pairs, pd.DataFrame({"prompt_index": np.zeros(n)}))
         intervals.append((found.low, found.high))
     assert_coverage(intervals, truth, shortfall=0.02)

@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import pandas as pd
 from scored_run import scored
 
 from autolora_eval.analysis import tables
-from autolora_eval.analysis.estimates import bootstrap_interval
-from autolora_eval.analysis.reliability import alpha_interval, krippendorff_alpha
+from autolora_eval.analysis.reliability import ordinal_alpha
 from autolora_eval.analysis.scores import stacked
 from autolora_eval.runs.feature_file import CellFeatures
 
@@ -51,8 +49,7 @@ def test_many_images_have_an_interval_of_alpha(monkeypatch):
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 200_000).astype(np.float64)
     ratings = np.stack([first, np.where(rng.random(len(first)) < 0.7, first, 5.0 - first)])
-    few = partial(bootstrap_interval, n_resamples=99)
-    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
-    found = alpha_interval(ratings, range(len(first)), "image")
-    assert found.low < krippendorff_alpha(ratings).value < found.high
+    monkeypatch.setattr("autolora_eval.analysis.estimates.N_RESAMPLES", 99)
+    value, found = ordinal_alpha(ratings, pd.DataFrame({"prompt_index": 0 * first}))
+    assert found.low < value < found.high
     assert found.high - found.low < 0.02

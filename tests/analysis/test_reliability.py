@@ -15,7 +15,7 @@ from autolora_eval.analysis.reliability import (
     alpha_of_coincidences,
     coincidences,
     exact_agreement,
-    krippendorff_alpha,
+    ordinal_alpha,
     reliability,
     unscored_by_reason,
     write_reliability,
@@ -46,10 +46,16 @@ def random_ratings(seed: int, k: int, n: int, levels: int = 6, gaps: float = 0.2
     return ratings
 
 
+def of_one_prompt(n: int) -> pd.DataFrame:
+    """The rows of n images of a single prompt: each is a sampling unit."""
+    return pd.DataFrame({"prompt_index": np.zeros(n, dtype=int)})
+
+
 def test_alpha_equals_the_published_example():
-    found = krippendorff_alpha(PUBLISHED)
-    assert found.value == pytest.approx(0.815, abs=0.0005)
-    assert found.reason is None
+    value, interval = ordinal_alpha(PUBLISHED, of_one_prompt(12))
+    assert value == pytest.approx(0.815, abs=0.0005)
+    assert interval.low < value < interval.high <= 1.0
+    assert interval.reason is None
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -76,9 +82,9 @@ def test_the_closed_form_equals_the_librarys_alpha(seed):
     ],
 )
 def test_an_undefined_alpha_is_nan_with_a_reason(ratings, reason):
-    found = krippendorff_alpha(np.asarray(ratings))
-    assert np.isnan(found.value)
-    assert found.reason == reason
+    value, interval = ordinal_alpha(np.asarray(ratings), of_one_prompt(np.shape(ratings)[1]))
+    assert np.isnan([value, interval.low, interval.high]).all()
+    assert interval.reason == reason
 
 
 def test_exact_agreement_is_the_share_of_equal_ratings():

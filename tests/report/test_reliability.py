@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,6 @@ from report.readers import content_of as report_content
 from report.readers import text_of
 from report.synthetic_run import Tables, two_methods
 
-from autolora_eval.analysis.estimates import bootstrap_interval
 from autolora_eval.analysis.human_agreement import write_agreement
 from autolora_eval.analysis.reliability import COLUMNS
 from autolora_eval.analysis.table_layout import TableCell
@@ -40,9 +38,7 @@ def repeats(alpha: float = 0.9, **changes: object) -> pd.DataFrame:
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch) -> None:
     """199 resamples instead of 1,999: any interval can be shown."""
-    few = partial(bootstrap_interval, n_resamples=199)
-    monkeypatch.setattr("autolora_eval.analysis.human_agreement.bootstrap_interval", few)
-    monkeypatch.setattr("autolora_eval.analysis.reliability.bootstrap_interval", few)
+    monkeypatch.setattr("autolora_eval.analysis.estimates.N_RESAMPLES", 199)
 
 
 class AboutJudge(NamedTuple):
