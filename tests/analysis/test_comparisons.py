@@ -265,12 +265,19 @@ def test_the_rank_test_has_the_power(effect):
     assert found == pytest.approx(expected, abs=4 * np.sqrt(0.8 * 0.2 / 5_000)), n
 
 
-def test_the_sample_size_falls_with_the_effect_and_meets_its_limit():
-    """The exact count and the normal limit that replaces it agree (0.027 to 0.03)."""
-    effects = np.concatenate([np.geomspace(1e-8, 0.02, 20), np.linspace(0.026, 0.032, 60)])
-    found = [units_needed(float(effect), 1.0) for effect in (*effects, 0.1, 1.0, 5.0, 1e3, 1e9)]
+def test_the_sample_size_falls_with_the_effect():
+    found = [units_needed(float(effect), 1.0) for effect in np.geomspace(1e-8, 1e9, 60)]
     assert found == sorted(found, reverse=True)
     assert found[-1] == 2
-    near = [n * effect**2 for n, effect in zip(found[20:80], effects[20:], strict=True)]
-    limit = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) ** 2
-    assert near == pytest.approx([limit] * 60, rel=1e-3)
+
+
+@pytest.mark.parametrize("effect", [0.02, 0.1, 0.35, 0.6, 1.0, 1.7, 3.0])
+def test_the_sample_size_is_exact_to_one_unit(effect):
+    """By scipy's noncentral t distribution; the far tail is nothing at this power."""
+
+    def power(n: int) -> float:
+        critical = stats.t.ppf(0.975, n - 1)
+        return float(stats.nct.sf(critical, n - 1, effect * np.sqrt(n)))
+
+    n = units_needed(effect, 1.0)
+    assert power(n + 1) >= 0.8 > power(max(2, n - 2))
