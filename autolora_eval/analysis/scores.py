@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -127,18 +127,22 @@ def records(table: pd.DataFrame) -> list[Json]:
 
 
 def cell_judgements(
-    manifest: RunManifest, folder: RunFolder, cell: str
+    manifest: RunManifest, folder: RunFolder, cell: str, image_ids: Container[str] | None = None
 ) -> dict[tuple[str, str | None], list[Json]]:
-    """Return the judgements of a cell that count, by (image id, SHA-256), in order of repeat."""
+    """Return the judgements of a cell that count, by (image id, SHA-256), in order of repeat.
+
+    Of all images by default, otherwise of those with these ids.
+    """
     judge = manifest.judge
     if judge is None:
         return {}
     rubric = rubric_of(manifest)
-    found = judgements_by_image(JudgementFile(folder.judgements(cell)).rows(judge.key))
-    return {
-        image: [as_said(row, rubric) for row in rows if row["repeat"] < judge.repeats]
-        for image, rows in found.items()
-    }
+    found = judgements_by_image(
+        row
+        for row in JudgementFile(folder.judgements(cell)).rows(judge.key)
+        if row["repeat"] < judge.repeats and (image_ids is None or row["image_id"] in image_ids)
+    )
+    return {image: [as_said(row, rubric) for row in rows] for image, rows in found.items()}
 
 
 def rubric_of(manifest: RunManifest) -> Rubric | None:

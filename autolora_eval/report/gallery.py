@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
@@ -22,8 +23,9 @@ from autolora_eval._text import (
     parameter_label,
     truncate,
 )
+from autolora_eval.analysis.scores import cell_judgements
 from autolora_eval.analysis.sentences import Metric
-from autolora_eval.report.gallery_data import Replies, Shown, shown_images
+from autolora_eval.report.gallery_data import Shown, shown_images, shown_replies
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of, unscored_reason
 
 say = Sentences("gallery")
@@ -86,8 +88,16 @@ def build_gallery(view: RunView) -> Gallery:
     shown = shown_images(view)
     facets = _facets(view)
     prompts = {int(s.row["prompt_index"]): truncate(s.row["prompt"], PROMPT_LENGTH) for s in shown}
-    replies = Replies(view, shown)
-    images = [_image(view, image, len(prompts) > 1, replies) for image in shown]
+    ids = {str(image.row["image_id"]) for image in shown}
+
+    @cache
+    def judgements(cell: str) -> dict[tuple[str, str | None], list[Row]]:
+        return cell_judgements(view.manifest, view.run.folder, cell, ids)
+
+    def replies(row: Row) -> list[Row]:
+        return judgements(row["cell"]).get((row["image_id"], row["sha256"]), [])
+
+    images = [_image(view, image, len(prompts) > 1, replies(image.row)) for image in shown]
     listed, others = images[:LISTED_WITHOUT_SCRIPT], images[LISTED_WITHOUT_SCRIPT:]
     filters = _filters(view, shown, facets, prompts)
     script = resources.files("autolora_eval.report") / "templates" / "gallery.js"
@@ -114,7 +124,9 @@ def build_gallery(view: RunView) -> Gallery:
     )
 
 
-def _image(view: RunView, image: Shown, several_prompts: bool, replies: Replies) -> dict[str, Any]:
+def _image(
+    view: RunView, image: Shown, several_prompts: bool, replies: Sequence[Row]
+) -> dict[str, Any]:
     row = image.row
     model = f"{truncate(row['model'], NAME_LENGTH)} × " if len(view.models) > 1 else ""
     scores = [as_finite_float(row.get(metric.column)) for metric in view.judged]
@@ -137,7 +149,7 @@ def _image(view: RunView, image: Shown, several_prompts: bool, replies: Replies)
         "text": " · ".join(filter(None, (f"seed {int(row['seed'])}", judged))),
         "prompt": truncate(row["prompt"], PROMPT_LENGTH) if several_prompts else "",
         "facts": _facts(view, row),
-        "replies": [asdict(reply) for reply in replies.of_image(row)],
+        "replies": [asdict(reply) for reply in shown_replies(view, row["cell"], replies)],
     }
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._text import Sentences, as_finite_float, truncate
-from autolora_eval.analysis.scores import as_said, records, rubric_of
+from autolora_eval.analysis.scores import records
 from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.grids import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.report.run_view import (
@@ -18,7 +17,6 @@ from autolora_eval.report.run_view import (
     in_words,
     text_of,
 )
-from autolora_eval.scoring.judgement_store import JudgementFile, judgements_by_image
 
 IMAGES_SHOWN = 480
 PIXELS_READ = 256 * 1024 * 1024
@@ -102,8 +100,6 @@ def choose_numbers(n_prompts: int, n_seeds: int, limit: int) -> tuple[int, int]:
 RAW_LENGTH = 2000
 REPEATS_SHOWN = 5
 
-ByImage = dict[tuple[str, str | None], list[Row]]
-
 
 @dataclass(frozen=True)
 class ShownReply:
@@ -114,46 +110,18 @@ class ShownReply:
     note: str = ""
 
 
-class Replies:
-    """The judgements of a run on the images that are shown, read cell by cell on first use."""
-
-    def __init__(self, view: RunView, shown: Sequence[Shown]) -> None:
-        self._view = view
-        self._ids = {(str(image.row["cell"]), image.row.get("image_id")) for image in shown}
-        self._key = view.manifest.judge_key
-        self._rubric = rubric_of(view.manifest)
-        self._cells: dict[str, ByImage | str] = {}
-
-    def of_image(self, row: Row) -> list[ShownReply]:
-        """Return the replies to an image as it is now, or the reason why there are none."""
-        if not self._view.judged:
-            return []
-        cell = str(row["cell"])
-        if cell not in self._cells:
-            self._cells[cell] = self._read(cell)
-        known = self._cells[cell]
-        if isinstance(known, str):
-            return [ShownReply(known)]
-        found = known.get((str(row.get("image_id")), row.get("sha256")), [])
-        if not found:
-            return [ShownReply(say.no_reply(_file(cell)))]
-        shown = [
-            _shown(reply, n, len(found), cell, self._view.judged)
-            for n, reply in enumerate(found[:REPEATS_SHOWN], start=1)
-        ]
-        left = len(found) - len(shown)
-        return [*shown, ShownReply(say.more_replies(left, _file(cell)))] if left else shown
-
-    def _read(self, cell: str) -> ByImage | str:
-        """Return a cell's judgements by image, or why they cannot be read."""
-        folder = self._view.run.folder
-        try:
-            rows = JudgementFile(folder.judgements(cell)).rows(self._key)
-            wanted = (row for row in rows if (cell, row["image_id"]) in self._ids)
-            return judgements_by_image(as_said(row, self._rubric) for row in wanted)
-        except (AutoLoRAEvalError, OSError, ValueError, LookupError, TypeError) as error:
-            message = (str(error).splitlines() or [type(error).__name__])[0]
-            return say.unreadable(_file(cell), truncate(message, REASON_LENGTH))
+def shown_replies(view: RunView, cell: str, found: Sequence[Row]) -> list[ShownReply]:
+    """Return the first replies to an image, or that there are none; empty without a judge."""
+    if not view.judged:
+        return []
+    if not found:
+        return [ShownReply(say.no_reply(_file(cell)))]
+    shown = [
+        _shown(reply, n, len(found), cell, view.judged)
+        for n, reply in enumerate(found[:REPEATS_SHOWN], start=1)
+    ]
+    left = len(found) - len(shown)
+    return [*shown, ShownReply(say.more_replies(left, _file(cell)))] if left else shown
 
 
 def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Metric]) -> ShownReply:

@@ -15,6 +15,7 @@ from report.hostile_run import REPLIES
 from report.readers import gallery_of, gallery_page, in_two, page, write_undrawn
 from report.synthetic_run import Json, judgement, make_tables, one_prompt, write_judgements
 
+from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._text import image_link
 from autolora_eval.report import gallery_data
 from autolora_eval.report.content import build_content
@@ -255,9 +256,10 @@ def test_images_of_the_grids_link_to_the_gallery_where_it_has_them(tmp_path, mon
     assert of_images == {image_link(file) for file in first["file"]}
 
 
-def one_image(path: Path, *rows: Json) -> list[Json]:
+def one_image(path: Path, *rows: Json, repeats: int = 1) -> list[Json]:
     """Return the replies that the gallery shows for the one image of a run with these rows."""
     tables = one_prompt(n_seeds=1)
+    tables.manifest["judge"]["repeats"] = repeats
     folder = tables.write(path)
     image = tables.scores.iloc[0]
     write_judgements(folder, [("SDXL--LoRA", judgement(image, **row)) for row in rows])
@@ -283,10 +285,13 @@ def test_replies_are_those_of_the_runs_judge_to_the_image_as_it_is(tmp_path):
 
 def test_each_repeat_is_shown_up_to_five(tmp_path):
     rows = [{"repeat": n, "raw": f"reply {n}"} for n in (1, 0, 2, 3, 4, 5, 6)]
-    found = one_image(tmp_path / "run", *rows)
+    found = one_image(tmp_path / "run", *rows, repeats=7)
     assert [reply["raw"] for reply in found] == [*(f"reply {n}" for n in range(5)), None]
     assert found[0]["about"].startswith("a-judge, reply 1 of 7, attempt 1")
     assert found[5]["about"] == "2 more replies: judgements/SDXL--LoRA.jsonl"
+    # Repeats that are no longer asked for do not count, and are not shown.
+    (only,) = one_image(tmp_path / "fewer", *rows)
+    assert (only["raw"], "reply 1 of" in only["about"]) == ("reply 0", False)
 
 
 def test_an_unscored_reply_tells_why(tmp_path):
@@ -310,14 +315,12 @@ def test_a_long_reply_is_cut_and_says_so(tmp_path):
     assert whole["note"] == ""
 
 
-@pytest.mark.parametrize("line", ["{not json}\n", '{"image_id": 1}\n', "[]\n", "\xff\n"])
-def test_a_damaged_file_of_judgements_leaves_a_gallery(tmp_path, line):
+def test_a_damaged_file_of_judgements_is_refused_with_its_line(tmp_path):
     folder = one_prompt(n_seeds=1).write(tmp_path / "run")
     folder.judgements("x").parent.mkdir()
-    folder.judgements("SDXL--LoRA").write_text(line, encoding="latin-1")
-    (reply,) = gallery_of(folder).data["images"][0]["replies"]
-    assert reply["about"].startswith("judgements/SDXL--LoRA.jsonl cannot be read: ")
-    assert reply["raw"] is None
+    folder.judgements("SDXL--LoRA").write_text("{not json}\n")
+    with pytest.raises(AutoLoRAEvalError, match=r"SDXL--LoRA\.jsonl:1: not a judgement"):
+        gallery_of(folder)
 
 
 def test_judgements_outside_the_run_folder_are_not_read(tmp_path):
@@ -326,6 +329,5 @@ def test_judgements_outside_the_run_folder_are_not_read(tmp_path):
     folder = tables.write(tmp_path / "run")
     secret = judgement(tables.scores.iloc[0], raw="secret")
     (tmp_path / "secret.jsonl").write_text(json.dumps(secret) + "\n")
-    reply = gallery_of(folder).data["images"][0]["replies"][0]
-    assert "points outside its run folder" in reply["about"]
-    assert reply["raw"] is None
+    with pytest.raises(UsageError, match="points outside its run folder"):
+        gallery_of(folder)
