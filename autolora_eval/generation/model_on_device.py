@@ -53,11 +53,18 @@ class ModelOnDevice:
     guidance_batching: GuidanceBatching
 
     @classmethod
-    def of(cls, plan: Plan, model: ResolvedModel, device: str, dtype: str) -> ModelOnDevice:
-        """Return a model of a plan on a device."""
+    def of(
+        cls,
+        plan: Plan,
+        model: ResolvedModel,
+        device: str,
+        dtype: str,
+        batching: GuidanceBatching | None = None,
+    ) -> ModelOnDevice:
+        """Return a model of a plan on a device. Without `batching`, its memory decides that."""
         spec = plan.benchmark.spec
         cells = [cell for cell in plan.cells if cell.model.name == model.name]
-        batching = choose_guidance_batching(
+        batching = batching or choose_guidance_batching(
             spec.guidance_batching, model, dtype, spec.batch_size, card_bytes(device)
         )
         return cls(model, cells, device, dtype, spec.batch_size, batching)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import cast
 
 from autolora_eval._devices import choose_dtype, image_libraries
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, content_hash
 from autolora_eval._text import first_few, pluralize
 from autolora_eval.config.plan import Cell, Plan
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import LIBRARIES
 from autolora_eval.generation.model_on_device import ModelOnDevice
@@ -54,14 +57,27 @@ class StageOutlook:
 
 
 def cell_outlooks(
-    plan: Plan, folder: RunFolder, manifest: RunManifest, device: str
+    plan: Plan,
+    folder: RunFolder,
+    manifest: RunManifest,
+    device: str,
+    batching: Mapping[str, GuidanceBatching] = MappingProxyType({}),
 ) -> list[CellOutlook]:
-    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened."""
+    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened.
+
+    Args:
+        plan: the plan.
+        folder: the run folder.
+        manifest: its manifest.
+        device: the torch device of the run.
+        batching: by model, which predictions share a denoiser pass. Default: the choice on this
+            machine's device.
+    """
     found = []
     dtype = choose_dtype(plan.benchmark.spec.dtype, device)
     recorded = {cell.id: cell.settings_key for cell in manifest.cells}
     for model in plan.benchmark.models.values():
-        here = ModelOnDevice.of(plan, model, device, dtype)
+        here = ModelOnDevice.of(plan, model, device, dtype, batching.get(model.name))
         for cell in here.cells:
             # An image set is not read here.
             settings = here.settings(cell) if cell.method.kind != "images" else None
@@ -165,11 +181,23 @@ def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str 
         device = next((model.device for model in manifest.models.values()), "cpu")
     try:
         with hub_cache_only():
-            cells = cell_outlooks(plan, folder, manifest, device)
+            batching = _recorded_batching(plan, manifest, device)
+            cells = cell_outlooks(plan, folder, manifest, device, batching)
             stages = _stages(plan, folder, manifest, cells, device)
     except AutoLoRAEvalError as error:  # a file that it needs is not here
         return [], str(error)
     return stages, other_libraries(cells, folder.path)
+
+
+def _recorded_batching(
+    plan: Plan, manifest: RunManifest, device: str
+) -> dict[str, GuidanceBatching]:
+    """Return the run's own choices on a GPU: this machine may have another GPU or none."""
+    if plan.benchmark.spec.guidance_batching != "auto" or not device.startswith("cuda"):
+        return {}
+    chosen = dict.fromkeys(plan.benchmark.models, "separate")
+    chosen |= {name: model.guidance_batching for name, model in manifest.models.items()}
+    return cast("dict[str, GuidanceBatching]", chosen)
 
 
 def _stages(

@@ -26,7 +26,7 @@ from autolora_eval.generation.outlook import StageOutlook, run_outlook
 from autolora_eval.generation.stage import _watching_the_disk
 from autolora_eval.pipeline.run_pipeline import RunPipeline
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.runs.records import JudgeRecord
+from autolora_eval.runs.records import JudgeRecord, ModelRecord, SourceRecord
 from autolora_eval.scoring.features import extract_features
 from autolora_eval.scoring.judgement_store import JudgementFile
 
@@ -126,6 +126,21 @@ def test_a_changed_model_is_named(data, plan_of, folder, workplace):
     data["batch_size"] = 2
     (why,) = stages(plan_of(data), folder)[0].why
     assert why == ("12 of A × CFG, A × AutoLoRA: changed: batch_size 1 → 2, files of pipeline")
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_the_plan_of_a_gpu_run_needs_no_gpu(data, plan_of, folder, device):
+    recorded = {"device": "cuda", "dtype": "float16", "guidance_batching": "separate"}
+    source = SourceRecord(name="base", kind="folder")
+    model = ModelRecord(pipeline=source, loras=[], size=(64, 64), **recorded)
+    manifest = folder.read_manifest().model_copy(update={"models": {"A": model}})
+    folder.write_manifest(manifest)
+    plan = plan_of(data | {"device": device})
+    for cell in plan.cells:
+        here = ModelOnDevice(cell.model, [cell], "cuda", "float16", 1, "separate")
+        dataset = ImageDataset.open(folder, cell, content_hash(here.settings(cell)))
+        dataset.write(plan.jobs[:1], [picture((cell.id, 0, 0))], cell.nfe, [{}])
+    assert stages(plan, folder)[0].kept == 2
 
 
 def test_the_network_is_not_asked(data, plan_of, folder, monkeypatch):
