@@ -49,17 +49,20 @@ class SampledCell:
     first_error: BaseException | None = None
     # A worker of Ray fills a cell in several shares, with one instance of a sampler's class.
     _sampler: Callable[..., Any] | None = None
+    _n_tried: int = 0
 
     def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
         """Make the missing images with the pipeline that all cells of the sampler share."""
         cell = self.dataset.cell
         model = SamplerModel(cell.model, *here.torch_place(), shared)
         with background_writer(self.dataset, advance) as write:
-            for n_tried, job in enumerate(self.jobs):
-                if n_tried == GIVE_UP_AFTER == len(self.failures) and self.dataset.is_empty:
-                    self._give_up(self.jobs[n_tried:])
-                    advance(len(self.jobs) - n_tried)
+            for n, job in enumerate(self.jobs):
+                all_failed = len(self.failures) >= self._n_tried
+                if self._n_tried == GIVE_UP_AFTER and all_failed and self.dataset.is_empty:
+                    self._give_up(self.jobs[n:])
+                    advance(len(self.jobs) - n)
                     break
+                self._n_tried += 1
                 try:
                     assert isinstance(cell.method.definition, SamplerMethod)
                     prepare = cell.method.definition.prepare

@@ -106,8 +106,9 @@ class RayEngine:
         for cell in work:
             cell.dataset.record([])
         shares = [
-            Share(cell.dataset.cell.id, cell.dataset.settings_key, cell.jobs[n : n + size])
+            Share(set_.cell.id, set_.settings_key, cell.jobs[n : n + size], set_.is_empty)
             for cell in sorted(work, key=lambda cell: cell.dataset.cell.method.name)
+            for set_ in (cell.dataset,)
             for n in range(0, len(cell.jobs), size)
         ]
         arguments = image_libraries(), model.model.name, model.device, model.dtype

@@ -199,6 +199,7 @@ class Share(NamedTuple):
     cell: str
     settings_key: str
     jobs: Sequence[ImageJob]
+    is_empty: bool  # the cell, before the run
 
 
 class Made(NamedTuple):
@@ -213,9 +214,16 @@ class Made(NamedTuple):
 
 @dataclass
 class _UnlistedImages(ImageDataset):
-    """Images whose lists another process writes."""
+    """The images of a cell that this process made. Another process writes their lists."""
 
     failed: dict[str, str] = field(default_factory=dict)
+    was_empty: bool = True
+    error: str | None = None  # why its guider was stopped
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no image of these settings, as far as this process knows."""
+        return self.was_empty and super().is_empty
 
     def _write_rows(self) -> None:
         """Keep the rows, to be sent."""
@@ -224,9 +232,11 @@ class _UnlistedImages(ImageDataset):
         """Keep the failures, to be sent."""
         self.failed |= reasons
 
-    def made(self, error: str | None, pipeline: Json) -> Made:
-        """Return what is sent."""
-        return Made(self.cell.id, list(self.rows.values()), self.failed, error, pipeline)
+    def made(self, jobs: Sequence[ImageJob], error: str | None, pipeline: Json) -> Made:
+        """Return what is sent of a share."""
+        rows = [self.rows[job.file] for job in jobs if job.file in self.rows]
+        failed = {job.file: self.failed[job.file] for job in jobs if job.file in self.failed}
+        return Made(self.cell.id, rows, failed, error, pipeline)
 
 
 class ShareMaker:
@@ -252,13 +262,14 @@ class ShareMaker:
         self._folder = folder
         self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype)
         self._cells = {cell.id: cell for cell in self._here.cells}
+        self._datasets: dict[str, _UnlistedImages] = {}
         self._failed: str | None = None
         self._guided: GuidedModel | None = None
         self._sampled: SampledCell | None = None
         self._pipeline: SamplerPipeline | None = None
 
     def __call__(self, share: Share) -> Made:
-        """Make the images of a share; none more after the model failed, as in the local engine.
+        """Make the images of a share; none after the model or the cell's guider has failed.
 
         Raises:
             AutoLoRAEvalError: if this machine has other files of the model.
@@ -270,7 +281,10 @@ class ShareMaker:
                 f"'{cell.model.name}' or of the method, or another benchmark, than the one "
                 "that runs the command. Use the same files on all machines."
             )
-        dataset = _UnlistedImages(self._folder, cell, share.settings_key)
+        dataset = self._datasets.setdefault(
+            cell.id,
+            _UnlistedImages(self._folder, cell, share.settings_key, was_empty=share.is_empty),
+        )
         make = self._sample if cell.method.kind == "sampler" else self._guide
         if self._failed is None:
             try:
@@ -282,16 +296,17 @@ class ShareMaker:
                     self._failed = str(error)
                 else:
                     raise
-        return dataset.made(self._failed, {})
+        return dataset.made(share.jobs, self._failed, {})
 
     def _guide(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
         from autolora_eval.generation.guider_backend import GuidedModel
 
         if self._guided is None:
             self._guided = GuidedModel(self._here)
-        failures = self._guided.make([(dataset, jobs)], _no_progress)
-        error = str(failures[0]) if failures else None
-        return dataset.made(error, self._guided.pipeline.description())
+        if dataset.error is None:
+            failures = self._guided.make([(dataset, jobs)], _no_progress)
+            dataset.error = str(failures[0]) if failures else None
+        return dataset.made(jobs, dataset.error, self._guided.pipeline.description())
 
     def _sample(self, dataset: _UnlistedImages, jobs: Sequence[ImageJob]) -> Made:
         from autolora_eval.generation.sampler_api import SamplerPipeline
@@ -303,12 +318,12 @@ class ShareMaker:
             free_memory()
             self._pipeline = SamplerPipeline()
         one = last if last is not None and last.dataset.cell is cell else SampledCell(dataset, jobs)
-        one.dataset, one.jobs, one.failures = dataset, jobs, {}
+        one.jobs = jobs
         one.fill(self._here, self._pipeline, _no_progress)
         release_frames(one.first_error)
         self._sampled = one
         loaded = self._pipeline.loaded
-        return dataset.made(None, {} if loaded is None else loaded.description())
+        return dataset.made(jobs, None, {} if loaded is None else loaded.description())
 
 
 def _no_progress(n: int, note: str = "") -> None:

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from tiny_models import TinyModel, make_lora, tiny_plan
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
+from autolora_eval.generation import sampler_backend
 from autolora_eval.generation.stage import generate
 from autolora_eval.pipeline.ray_engine import RayEngine
 from autolora_eval.runs.folder import RunFolder
@@ -25,7 +28,9 @@ from PIL import Image
 from diffusers.guiders import ClassifierFreeGuidance
 
 class Fails(ClassifierFreeGuidance):
+    tried = 0
     def forward(self, pred_cond, pred_uncond=None):
+        Fails.tried += 1
         raise ValueError("no")
 
 class Counts:
@@ -91,11 +96,32 @@ def test_shares_of_two_makers_are_the_images_of_the_local_engine(plan, tmp_path)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
     assert sys.modules["shared_methods"].Counts.made == 1 + 2, "one instance for each maker"
+    assert sys.modules["shared_methods"].Fails.tried == 1 + 2, "each maker stops the cell"
+    assert sys.modules["shared_methods"].Fails.tried == 1 + 2, "each maker stops the cell"
     assert "shared_methods.Fails' failed: ValueError: no" in messages[0]
     assert rows(there, "images") == rows(here, "images")
     assert rows(there, "failed_images") == rows(here, "failed_images")
     assert len(rows(here, "images")) == 2 * 6 + 4
     assert len(rows(here, "failed_images")) == 2
+
+
+@pytest.mark.parametrize(("n_before", "n_tried"), [(0, 2 * 2), (1, 5)])
+def test_each_maker_gives_up_a_sampler_if_the_cell_has_no_image(
+    plan, run, monkeypatch, n_before, n_tried
+):
+    def fails(cell: Any, sampler: Any, job: Any, *_: Any) -> None:
+        tried.add(job)
+        raise ValueError("no")
+
+    tried: set[Any] = set()
+    plan = replace(plan, cells=plan.cells[:1])
+    generate(replace(plan, jobs=plan.jobs[:n_before]), run, Progress())
+    monkeypatch.setattr(sampler_backend, "GIVE_UP_AFTER", 2)
+    monkeypatch.setattr(sampler_backend.SampledCell, "_sample", fails)
+    with suppress(AutoLoRAEvalError):
+        generate(plan, run, Progress(), elsewhere=Turns(plan, run).make_images)
+    assert len(tried) == n_tried
+    assert len(rows(run, "failed_images")) == 6 - n_before
 
 
 def test_a_machine_with_other_files_is_refused(plan, run, monkeypatch):
@@ -111,7 +137,7 @@ def test_a_sampler_that_runs_out_of_memory_had_one_image_in_memory(
     def fill(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("autolora_eval.generation.sampler_backend.SampledCell.fill", fill)
+    monkeypatch.setattr(sampler_backend.SampledCell, "fill", fill)
     run = RunFolder(tmp_path / "run")
     elsewhere = Turns(plan, run).make_images
     with pytest.raises(AutoLoRAEvalError, match=r"ran out of memory .*, batch_size 1, float32"):
