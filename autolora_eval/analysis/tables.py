@@ -61,7 +61,7 @@ def write_tables(
     comparisons = compare_with_baseline(cells, estimates, manifest.benchmark.baseline, unit)
     comparisons = with_sentences(comparisons, cells, shown)
     _write_frames(folder, scores, prompts, table, comparisons)
-    _write_readable(manifest, folder, table, shown, _reasons(scores, prompts, table, shown))
+    _write_readable(manifest, folder, table, shown, missing_reasons(scores, prompts, table, shown))
     write_reliability(manifest, folder, scores, ratings)
     write_timings(manifest, folder)
     return CountsRecord(
@@ -232,7 +232,7 @@ def _write_readable(
     write_text(folder.table("tex"), latex(layout))
 
 
-def _reasons(
+def missing_reasons(
     scores: pd.DataFrame, prompts: pd.DataFrame, table: pd.DataFrame, shown: Sequence[Metric]
 ) -> dict[tuple[str, str], str]:
     """Return why a cell has no value of a metric: the most frequent reason of its images."""

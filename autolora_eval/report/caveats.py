@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from autolora_eval._text import Sentences, as_finite_float, format_alpha, sanitize, truncate
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
+from autolora_eval.analysis.sentences import DIVERSITY
 from autolora_eval.report.judge_reliability import of_all_cells
 from autolora_eval.report.run_view import NAME_LENGTH, RunView, tally
 from autolora_eval.runs.manifest import library_versions
@@ -107,12 +108,12 @@ def _of_the_images(view: RunView) -> Iterator[str]:
         yield say.unscored(unscored, len(view.images), reasons, n_rest, len(rest))
     undefined = _counts(view, "n_undefined_prompts")
     if len(undefined) > CELLS_NAMED:
-        (why, _), *_ = tally(map(view.why_undefined, undefined))
+        (why, _), *_ = tally(view.why_missing(cell, DIVERSITY) for cell in undefined)
         n_prompts = sum(undefined.values())
         yield say.often_undefined(n_prompts, len(undefined), len(view.rows), why)
         return
     for cell, n in undefined.items():
-        yield say.undefined(_cell_name(view, cell), n, view.why_undefined(cell))
+        yield say.undefined(_cell_name(view, cell), n, view.why_missing(cell, DIVERSITY))
 
 
 def _of_the_judge(view: RunView) -> Iterator[str]:

@@ -23,7 +23,7 @@ from autolora_eval.analysis.table_layout import Footnote, Table, TableCell, Tabl
 from autolora_eval.report.cost_summary import cost_cells, cost_columns
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
-from autolora_eval.report.run_view import NAME_LENGTH, NO_REASON, Row, RunView, text_of
+from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of
 
 # The most columns with intervals that fit on an A4 page.
 METRICS_PER_TABLE = 6
@@ -129,24 +129,10 @@ def _value(
 ) -> TableCell:
     cell = table_layout.metric_cell(row, metric, best)
     if cell.text == DASH:
-        return TableCell(DASH, footnote=footnotes.letter(_why_missing(view, row, metric)))
+        return TableCell(
+            DASH, footnote=footnotes.letter(say.no_value(view.why_missing(row["cell"], metric)))
+        )
     return cell if cell.interval else replace(cell, details=("no interval",))
-
-
-def _why_missing(view: RunView, row: Row, metric: Metric) -> str:
-    """Return why a cell lacks a metric; a product lacks what its factors lack."""
-    cell = row["cell"]
-    if metric.kind == "extra":
-        reason = view.why_undefined(cell, metric.column)
-        return say.no_metric(sanitize(metric.display_name), reason)
-    reasons = []
-    no_diversity = metric.kind == "product" and as_finite_float(row.get("diversity")) is None
-    if metric.kind == "diversity" or no_diversity:
-        reasons.append(say.no_diversity(view.why_undefined(cell)))
-    score = metric.column.removeprefix("div_")
-    if metric.kind != "diversity" and as_finite_float(row.get(score)) is None:
-        reasons.append(say.no_score(view.why_unscored(cell)))
-    return "; ".join(reasons) or NO_REASON
 
 
 def _by_point(view: RunView) -> list[Table]:
@@ -155,13 +141,7 @@ def _by_point(view: RunView) -> list[Table]:
         name: list(dict.fromkeys(p[name] for p in view.points.values() if name in p))
         for name in names
     }
-    reasons = {
-        (row["cell"], metric.column): _why_missing(view, row, metric)
-        for row in view.rows
-        for metric in view.metrics
-        if as_finite_float(row.get(metric.column)) is None
-    }
-    results = table_layout.Results(view.rows, view.metrics, sweep, view.points, reasons)
+    results = table_layout.Results(view.rows, view.metrics, sweep, view.points, view.reasons)
     layout = table_layout.by_point(results)
     notes = [sanitize(note) for note in layout.notes]
     # Other tables of the report have the counts of images and function evaluations.

@@ -19,6 +19,7 @@ from autolora_eval._text import (
 from autolora_eval.analysis.scores import N_MADE_ALONE, SECONDS_PER_IMAGE, records
 from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
 from autolora_eval.analysis.table_layout import group_by_model
+from autolora_eval.analysis.tables import missing_reasons
 from autolora_eval.report.figures._base import FigureData
 from autolora_eval.report.figures._style import values
 from autolora_eval.runs.folder import Run, open_run
@@ -160,18 +161,15 @@ class RunView:
         """Why images have no score, and how many, the most frequent first."""
         return ranked(sum(self.unscored.values(), Counter()))
 
-    def why_unscored(self, cell: str) -> str:
-        """Return why a cell has no score: the most frequent reason of its images."""
-        return next((why for why, _ in ranked(self.unscored.get(cell, {}))), NO_REASON)
+    @cached_property
+    def reasons(self) -> dict[tuple[str, str], str]:
+        """Why a cell (first) has no value of a metric (second), or some of its units have none."""
+        found = missing_reasons(self.images, self.run.diversity, self.table, self.metrics)
+        return {key: truncate(in_words(why), REASON_LENGTH) for key, why in found.items()}
 
-    def why_undefined(self, cell: str, metric: str = "") -> str:
-        """Return why a cell has no diversity: the most frequent reason of its prompts.
-
-        With the column of another metric than equation (8), why it has none of that.
-        """
-        table, column = self.run.diversity, f"{metric}_reason" if metric else "reason"
-        reasons = table.loc[table["cell"] == cell, column] if column in table else ()
-        return next((reason for reason, _ in tally(reasons)), NO_REASON)
+    def why_missing(self, cell: str, metric: Metric) -> str:
+        """Return why a cell has no value of a metric, or some of its units have none."""
+        return self.reasons.get((cell, metric.column), NO_REASON)
 
     # ---- Comparisons and the judge
 

@@ -207,7 +207,7 @@ def test_the_report_shows_them_and_why_one_is_undefined(make):
     page = folder.report_html.read_text(encoding="utf-8")
     assert "Vendi ↑" in page
     assert VENDI.source in page
-    assert "Vendi score is undefined: needs at least 2 images, has 1" in page
+    assert "no value (needs at least 2 images, has 1)" in page
     assert "Vendi and Dist can depend on the number of images. Values of cells with" in page
     assert len(list(folder.figures.glob("*.svg"))) >= 3
 

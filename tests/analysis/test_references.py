@@ -63,7 +63,7 @@ def test_the_reference_itself_has_no_value_with_a_reason(run_of):
     compared = run.comparisons.set_index("metric").loc["reach"]
     assert np.isnan(compared["difference"])
     said = text_of(content_of(run.folder))
-    assert "Reach is undefined: it is the reference itself" in said
+    assert "no value (it is the reference itself)" in said
     assert "diversity reference" in said
 
 

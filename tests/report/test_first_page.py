@@ -222,10 +222,8 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
     first = content_of(tables.write(tmp_path / "run")).first
     assert [c.text for c in first.table.groups[0].rows[1].cells][:5] == ["–", "2.961", *"–––"]
     assert [note.text for note in first.table.footnotes] == [
-        "diversity is undefined: needs at least 2 images, has 1",
-        "no image was scored: missing score: sa",
-        "diversity is undefined: needs at least 2 images, has 1; no image was scored: missing "
-        "score: sa",
+        "no value (needs at least 2 images, has 1)",
+        "no value (missing score: sa)",
     ]
     text = text_of(first.caveats)
     assert "6 of 12 images are unscored and left out of the mean scores: " in text
