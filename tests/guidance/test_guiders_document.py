@@ -46,7 +46,7 @@ def test_the_table_of_checks_has_every_check_with_its_summary() -> None:
 
 
 def test_the_examples_name_layers_and_parameters_that_exist() -> None:
-    example = TEXT.partition("```yaml\n")[2].partition("```")[0]
-    for given in yaml.safe_load(example)["methods"].values():
-        rule = resolve_method("guider", given.pop("guider"))
-        rule.parameters.model_validate(given)
+    for example in re.findall(r"```yaml\n(.*?)```", TEXT, re.S):
+        for given in yaml.safe_load(example)["methods"].values():
+            rule = resolve_method("guider", given.pop("guider"))
+            rule.parameters.model_validate(given)
