@@ -134,7 +134,7 @@ def test_run_stops_if_the_server_answers_no_call(server, tmp_path, judge) -> Non
     server.answer = lambda call, n: Http(500)
     requests = questions(tmp_path, MAX_CONSECUTIVE_FAILURES + 20)
     came, error = until_it_stops(judge(concurrency=2), requests)
-    assert re.search(r"is up, but the last \d+ questions failed.*http_500", error)
+    assert re.search(r"is up, but the last \d+ requests failed.*http_500", error)
     assert MAX_CONSECUTIVE_FAILURES - 4 <= len(came) < len(requests)
 
 

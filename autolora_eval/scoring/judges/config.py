@@ -205,7 +205,7 @@ class JudgeConfig(StrictModel):
     logprobs: bool = False
     """Also record the expected score, computed from the token probabilities."""
     cache: bool = True
-    """Reuse the replies of earlier runs to the same question about the same image."""
+    """Reuse the replies of earlier runs to the same request about the same image."""
     batch_size: int = Field(default=16, ge=1, le=1024)
     """Images per forward pass (`transformers` only)."""
     concurrency: int = Field(default=32, ge=1, le=1024)

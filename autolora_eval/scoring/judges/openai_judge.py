@@ -287,8 +287,8 @@ class OpenAIJudge:
         if self._consecutive_failures >= max(MAX_CONSECUTIVE_FAILURES, 2 * self.spec.concurrency):
             raise JudgeUnavailableError(
                 f"the judge's server at {', '.join(self.facts()['base_urls'])} is up, but the last "
-                f"{self._consecutive_failures} questions failed, the last one after "
-                f"{reply.attempts} call(s): {reply.reason}{said}. Check the server's log. The "
+                f"{self._consecutive_failures} requests failed, the last one after "
+                f"{reply.attempts} attempt(s): {reply.reason}{said}. Check the server's log. The "
                 "judgements so far are kept: run the same command again to continue."
             )
 
