@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -220,10 +220,13 @@ def _names(
     return known
 
 
-def sgm_name(path: str, layers_per_block: int, with_attention: Collection[str]) -> str | None:
+def sgm_name(
+    path: str, layers_per_block: int | Sequence[int], with_attention: Collection[str]
+) -> str | None:
     """Return the name of a UNet's layer in SDXL's first release; None if it has none.
 
     diffusers numbers blocks and the layers in them; the first release numbers all layers through.
+    `layers_per_block` is a list if the blocks differ.
     """
     if path in _SGM_OUTER:
         return _SGM_OUTER[path]
@@ -237,15 +240,18 @@ def sgm_name(path: str, layers_per_block: int, with_attention: Collection[str]) 
     if match is None:
         return None
     block, kind, index, inner = int(match[1]), match[2], int(match[3]), match[4]
-    if part == "down_blocks":
-        first = 1 + block * (layers_per_block + 1)
+    is_down = part == "down_blocks"
+    if isinstance(layers_per_block, int):
+        layers_per_block = [layers_per_block] * (block + 1)
+    counts = layers_per_block if is_down else layers_per_block[::-1]
+    first = sum(counts[:block]) + block + is_down
+    if is_down:
         if kind == "downsamplers":
-            return f"input_blocks.{first + layers_per_block}.0.op"
+            return f"input_blocks.{first + counts[block]}.0.op"
         return f"input_blocks.{first + index}.{int(kind == 'attentions')}.{_inner(kind, inner)}"
-    first = block * (layers_per_block + 1)
     if kind == "upsamplers":  # behind the attention of the block's last layer, where there is one
         position = 2 if f"up_blocks.{block}" in with_attention else 1
-        return f"output_blocks.{first + layers_per_block}.{position}.{inner}"
+        return f"output_blocks.{first + counts[block]}.{position}.{inner}"
     return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{_inner(kind, inner)}"
 
 

@@ -261,3 +261,16 @@ def test_the_names_of_sdxls_first_release_are_those_that_diffusers_converts(unet
     converted = convert_ldm_unet_checkpoint(first, dict(unet.config))
     assert converted.keys() == weights.keys()
     assert all(torch.equal(converted[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("down_blocks.1.resnets.0.conv1", "input_blocks.3.0.in_layers.2"),
+        ("down_blocks.1.downsamplers.0.conv", "input_blocks.5.0.op"),
+        ("up_blocks.0.upsamplers.0.conv", "output_blocks.2.1.conv"),
+        ("up_blocks.2.resnets.1.conv1", "output_blocks.7.0.in_layers.2"),
+    ],
+)
+def test_blocks_with_different_numbers_of_layers_have_names_too(layer, name):
+    assert sgm_name(layer, [1, 2, 2], set()) == name
