@@ -220,13 +220,23 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
     try:
         done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=5.0, check=True)
-        rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.strip()]
-        gpus = [Gpu(name.strip(), float(m) / 1024, float(f) / 1024) for name, m, f in rows]
-    except (OSError, subprocess.SubprocessError, ValueError):
+    except (OSError, subprocess.SubprocessError):
         return ()
+    import psutil
+
+    system = psutil.virtual_memory()
+    rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.count(",") > 1]
+    gpus = [
+        Gpu(name.strip(), _gib(m, system.total), _gib(f, system.available)) for name, m, f in rows
+    ]
     if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
         gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
     return tuple(gpus)
+
+
+def _gib(mebibytes: str, of_system: int) -> float:
+    """Return the memory of a GPU. One that shares the system's memory has `[N/A]` here."""
+    return float(mebibytes) / 1024 if mebibytes.strip().isdigit() else of_system / 2**30
 
 
 def _accelerator(gpus: tuple[Gpu, ...]) -> str:

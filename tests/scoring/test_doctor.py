@@ -225,6 +225,18 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
     assert [gpu.name for gpu in this_machine().gpus] == names
 
 
+def test_gpu_that_shares_the_memory_of_the_system_has_all_of_it(tmp_path, monkeypatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'NVIDIA GB10, [N/A], [N/A]\\nA, 1024, 512\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    machine = this_machine()
+    shared, own = machine.gpus
+    assert (shared.memory, own.memory) == (machine.memory, 1)
+    assert 0 < shared.free < shared.memory
+
+
 def test_output_fits_a_narrow_terminal(machine, capsys) -> None:
     machine(T4)
     given = {
