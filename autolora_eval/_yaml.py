@@ -1,6 +1,7 @@
 """YAML files of the user: reading, the types of their values, and messages about problems.
 
-Every key keeps its line number, and a key that occurs twice is refused.
+Every key keeps its line number, and a key that occurs twice is refused. Numbers are those of YAML
+1.2, as in editors: YAML 1.1 reads `1e-3` as text, `010` as 8 and `1:30` as 90. Dates are text.
 """
 
 from __future__ import annotations
@@ -31,6 +32,54 @@ KeyPath = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 1_000_000
 MAX_DIGITS = 300
+
+
+_INT, _FLOAT, _DATE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "timestamp"))
+_INT_PATTERN = re.compile(r"[-+]?([0-9][0-9_]*|0x[0-9a-fA-F]+)$")
+_FLOAT_PATTERN = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(?i:inf)$|\.(?i:nan)$"
+)
+_STARTS = list("-+.0123456789")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the numbers of YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotation marks around texts that would be such numbers."""
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """Return a whole number. A very long one could neither be converted nor printed."""
+    if len(node.value) > MAX_DIGITS:
+        problem = f"a number of {len(node.value):,} characters. Put a text into quotation marks."
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return int(node.value.replace("_", ""), 16 if "x" in node.value else 10)
+
+
+_Loader.yaml_implicit_resolvers = {
+    start: [one for one in known if one[0] not in (_INT, _FLOAT, _DATE)]
+    for start, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor(_INT, _integer)
+_Loader.add_implicit_resolver(_INT, _INT_PATTERN, _STARTS)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_FLOAT, _FLOAT_PATTERN, _STARTS)
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401
+    """Return the value of a YAML document.
+
+    Raises:
+        yaml.YAMLError: if it is not one.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(data: Any) -> str:  # noqa: ANN401
+    """Return the YAML document of a value, with its keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 @dataclass(frozen=True)
@@ -65,15 +114,14 @@ def read_yaml(path: Path) -> YamlFile:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[tuple[str, ...], int] = {}
-        _check_keys(path, node, (), lines)
-        data = yaml.safe_load(text)
+        _check_keys(path, yaml.compose(text, Loader=_Loader), (), lines)
+        data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {_one_line(error)}") from error
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply, or an alias that holds itself.") from error
-    # Such as the date 2024-13-45, and what PyYAML raises at '!!int' or '!!timestamp x'.
+    # What PyYAML raises at '!!int' or '!!timestamp x'.
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(
             f"{path}: not valid YAML: {error}. Is a quotation mark missing?"
@@ -87,11 +135,8 @@ def _check_keys(
     """Note the line of every key below `node`, and refuse a key that occurs twice."""
     if len(lines) > MAX_NODES:
         raise UsageError(f"{path}: more than {MAX_NODES} entries, aliases written out.")
-    if isinstance(node, yaml.ScalarNode):
-        _check_number(path, node)
-    elif isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
-            _check_number(path, key_node)
             key = (*at, str(key_node.value))
             line = key_node.start_mark.line + 1
             if key in lines:
@@ -105,16 +150,6 @@ def _check_keys(
         for index, item in enumerate(node.value):
             lines[*at, str(index)] = item.start_mark.line + 1
             _check_keys(path, item, (*at, str(index)), lines)
-
-
-def _check_number(path: Path, node: yaml.Node) -> None:
-    """Refuse a number so long that reading `1:59:59…` takes hours, and that cannot be printed."""
-    is_number = node.tag.endswith((":int", ":float"))
-    if is_number and len(node.value) > MAX_DIGITS:
-        raise UsageError(
-            f"{path}:{node.start_mark.line + 1}: a number of {len(node.value):,} characters. Put "
-            "a text into quotation marks."
-        )
 
 
 def _one_line(error: yaml.YAMLError) -> str:

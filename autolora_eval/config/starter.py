@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, removed_on_failure, run_name, write_text
+from autolora_eval._yaml import dump_yaml, parse_yaml
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.schema import Benchmark
@@ -237,7 +237,7 @@ def image_set_benchmark(
     return (
         f"{_FIRST_LINE}: {loaded.spec.name} with the images of\n"
         f"# {set_name} in place of its methods.\n"
-        f"{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}"
+        f"{dump_yaml(data)}"
     )
 
 
@@ -278,7 +278,7 @@ def _check_run_folder(file: Path, data: dict[str, Any]) -> None:
     run = RunFolder(folder)
     if not run.table("csv").exists() and not any(run.images("").glob("*/*/*.png")):
         return  # an earlier attempt failed before it scored anything
-    before = yaml.safe_load(text) or {}
+    before = parse_yaml(text) or {}
     if before.get("methods") != data["methods"]:
         raise UsageError(
             f"'{folder}' holds the scores of other images. Choose another --name or --output."

@@ -265,11 +265,13 @@ def _built(method: GuiderMethod, parameters: Mapping[str, Any]) -> BaseGuidance:
 def _parameter(word: str) -> tuple[str, Any]:
     import yaml
 
+    from autolora_eval._yaml import parse_yaml
+
     name, equals, value = word.partition("=")
     if not equals or not name.isidentifier():
         raise UsageError(f"'{word}' is not a parameter: write --parameter name=value.")
     try:
-        return name, yaml.safe_load(value)
+        return name, parse_yaml(value)
     except yaml.YAMLError as error:
         raise UsageError(f"the value of '{name}' is not valid YAML: {value}") from error
 

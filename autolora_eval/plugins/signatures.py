@@ -144,9 +144,7 @@ def _expected(error: ValidationError, value: object) -> str:
         is_inside = item["type"] == "value_error" and isinstance(inner, Mapping)
         got = f" (got {inner!r:.80})" if path and message.startswith("expected") else ""
         at = f"{path.removeprefix('.')}: " if path else ""
-        number = _number_in(inner) if "number" in message or "integer" in message else None
-        hint = "" if number is None else f", and YAML reads this as text: write {number!r}"
-        found.setdefault((len(path), is_inside), {})[f"{at}{message}{hint}{got}"] = None
+        found.setdefault((len(path), is_inside), {})[f"{at}{message}{got}"] = None
     best = list(found[max(found)])
     return " or ".join([best[0], *(message.removeprefix("expected ") for message in best[1:])])
 
@@ -163,15 +161,6 @@ def _path(loc: tuple[int | str, ...], value: Any) -> tuple[str, object]:  # noqa
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             path, value = f"{path}[{part}]", value[part]
     return path, value
-
-
-def _number_in(value: object) -> float | None:
-    """Return the number that a text was meant to be: YAML reads 1e-3 as text."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 # --------------------

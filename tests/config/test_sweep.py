@@ -197,7 +197,10 @@ UNKNOWN = "no method has this parameter."
         ({"lora_scale": [0.5, 1, 0.50]}, ".lora_scale.2: 0.5 is already value 1. Remove one."),
         ({"interval": [[0, 1], [0.0, 1.0]]}, ".interval.1: 0–1 is already value 1. Remove one."),
         ({"lora_scale": [0.5, "1"]}, ".lora_scale.1: expected a number (got '1')."),
-        ({"lora_scale": [10**400]}, "a number of 401 characters. Put a text into quotation marks."),
+        (
+            {"lora_scale": [10**400]},
+            "not valid YAML: line 32: a number of 401 characters. Put a text into quotation marks.",
+        ),
         ({"lora_scale": [True]}, ".lora_scale.0: expected a number (got True)."),
         ({"autolora_scale": [float("nan")]}, ".autolora_scale.0: expected a number (got nan)."),
         ({"interval": [0.5]}, ".interval.0: expected two numbers such as [0.25, 0.75] (got 0.5)."),

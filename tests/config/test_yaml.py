@@ -3,6 +3,7 @@
 import pytest
 
 from autolora_eval._errors import UsageError
+from autolora_eval._yaml import dump_yaml, parse_yaml
 from autolora_eval.config.load import load_benchmark
 
 
@@ -47,7 +48,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(problem, benchmark_d
         ("name: !!python/object/apply:os.getcwd []\n", ": not valid YAML: line 1: "),
         ("? [a, b]\n: 1\n", ": not valid YAML: line 1: "),
         ("name: \x01\n", ": not valid YAML: unacceptable character"),
-        ("name: 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
+        ("name: !!timestamp 2024-13-45\n", ": not valid YAML: month must be in 1..12"),
         ("name: &a [*a]\n", ": nested too deeply, or an alias that holds itself."),
         ("[" * 5000, ": nested too deeply, or an alias that holds itself."),
         ("name: a\nseeds: {}\nname: b\n", ":3: name: this key is also on line 1,"),
@@ -57,6 +58,25 @@ def test_a_variable_that_is_not_set_is_named_with_its_place(problem, benchmark_d
 )
 def test_a_file_that_is_not_a_benchmark_is_refused(problem, text, says):
     assert says in problem(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("1e-3", 0.001), ("5E1", 50.0), ("-.5", -0.5), ("1.", 1.0), ("1_000", 1000)],
+        *[("010", 10), ("0x1F", 31), ("-7", -7), (".inf", float("inf")), ("2.5e+3", 2500.0)],
+        *[("'1e-3'", "1e-3"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("e5", "e5")],
+        *[("1.2.3", "1.2.3"), ("yes", True), ("~", None)],
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2(text, value):
+    found = parse_yaml(text)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["1e-3", "010", "12e5", "1:30", "2024-01-01", "yes", "0x1F"])
+def test_texts_that_look_like_values_are_written_in_quotation_marks(text):
+    assert parse_yaml(dump_yaml({"name": text})) == {"name": text}
 
 
 def test_aliases_that_would_fill_the_memory_are_refused(problem):

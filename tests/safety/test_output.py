@@ -147,7 +147,7 @@ def test_bad_input_is_reported_with_file_and_cause(folder, workplace, file, cont
 def test_a_long_number_in_yaml_is_reported_with_its_line(plan: Plan) -> None:
     with plan.benchmark.file.open("a") as stream:
         stream.write(f"batch_size: {LONG}\n")
-    assert_reported("plan bench.yaml", "bench.yaml:25: a number of 5,000 characters")
+    assert_reported("plan bench.yaml", "not valid YAML: line 25: a number of 5,000 characters")
 
 
 def assert_reported(command: str, says: str) -> None:
