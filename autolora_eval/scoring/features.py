@@ -195,7 +195,7 @@ class _FeatureWriter:
     done: int = 0
     reused: int = 0
     failed: int = 0
-    dim: int | None = None  # of the last cell
+    dim: int | None = None
     preprocessing: Json | None = None
 
     def write(self, work: _CellWork, results: Iterator[Extracted]) -> None:
@@ -217,7 +217,7 @@ class _FeatureWriter:
         self.done += n_todo - len(failed)
         self.reused += n_reused
         self.failed += len(failed)
-        self.dim = next(map(len, known.values()), None)
+        self.dim = next(map(len, known.values()), self.dim)
 
     def _check_lengths(self, known: Rows, new: Rows) -> None:
         """Check that new vectors are as long as the earlier ones."""

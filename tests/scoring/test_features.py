@@ -236,6 +236,18 @@ def test_a_cell_without_images_has_no_rows(make, folder, monkeypatch) -> None:
     assert len(read_features(folder.features(plan.cells[0].id)).matrix) == 0
 
 
+def test_a_last_cell_without_images_hides_neither_length_nor_preprocessing(make, folder) -> None:
+    """Also if all vectors were extracted before and the manifest does not say how."""
+    plan = make()
+    for job in plan.jobs:
+        (folder.images(plan.cells[-1].id) / job.file).unlink()
+    first = scored_run.extract(plan, folder)
+    folder.update_manifest(features=None)
+    again = scored_run.extract(plan, folder)
+    assert first.dim == again.dim == SMALL["hidden_size"]
+    assert first.preprocessing == again.preprocessing is not None
+
+
 def test_a_torn_file_is_extracted_again(make, folder) -> None:
     plan = make()
     extract(plan, folder)
