@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def _bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    monkeypatch.setattr(doctor, "cached", lambda source, name: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -149,6 +150,39 @@ def test_model_in_this_process_must_fit_into_memory(machine) -> None:
     assert facts(half, met=False) == ["needs about 69 GiB of memory; 64 GiB here"]
     machine(H200, H200)
     assert own_judge(**settings).runs
+
+
+FAMILIES = {
+    "Qwen/Qwen2-VL-7B-Instruct": {"model_type": "qwen2_vl"},
+    "Qwen/Qwen2.5-VL-7B-Instruct": {"model_type": "qwen2_5_vl"},
+    "Qwen/Qwen3-VL-8B-Instruct": {"model_type": "qwen3_vl"},
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": {"model_type": "llava_onevision"},
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": {"model_type": "smolvlm"},
+    "OpenGVLab/InternVL3-8B-hf": {"model_type": "internvl"},
+    "mistral-community/pixtral-12b": {
+        "model_type": "llava",
+        "vision_config": {"model_type": "pixtral"},
+    },
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": {"model_type": "mistral3"},
+    "llava-hf/llava-1.5-7b-hf": {"model_type": "llava", "vision_config": None},
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": {"model_type": "mllama"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packages_of_a_family_are_known_by_configuration_and_by_name(
+    name, machine, tmp_path, monkeypatch
+) -> None:
+    machine(H200)
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-torchvision", "no-num2words"))
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]))
+    needed = ["no-torchvision, no-num2words"] if "SmolVLM" in name else ["no-torchvision"]
+    needed = [] if name.endswith(("llava-1.5-7b-hf", "Vision-Instruct")) else needed
+    judge = JudgeConfig(rubric="r", model=name, backend="transformers")
+    for source in Source("judge", "folder", str(tmp_path)), Source(name, "hub", name):
+        own = examine("mine", judge, source).backends[0]
+        lacking = [each for each in own.requirements if each.step.endswith("[judges]'")]
+        assert [each.fact for each in lacking] == [f"{names} not installed" for names in needed]
 
 
 def test_benchmark_without_a_judge(machine) -> None:

@@ -6,6 +6,7 @@ Nothing is loaded or started. Every probe has a timeout.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from rich.text import Text
 
 from autolora_eval._devices import Machine, this_machine
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval._files import Json
 from autolora_eval.scoring.judges.config import (
     DEFAULT_ADDRESS,
     DEFAULT_KEY_VARIABLE,
@@ -32,7 +34,6 @@ from autolora_eval.scoring.judges.config import (
     address_problem,
     listing,
 )
-from autolora_eval.scoring.judges.preprocessor import EXTRA, PACKAGES, needed_packages
 from autolora_eval.scoring.judges.vllm_command import (
     LAST_WITH_MLLAMA,
     LIMITS,
@@ -62,6 +63,10 @@ _NO_GPU = "no NVIDIA GPU here"
 _IN_PROCESS = ("models", "torch", "transformers", "llguidance")  # the extra, then its packages
 _ON_A_SERVER = ("openai", "aiohttp")
 LAUNCHERS = ("uvx", "docker", "podman")
+EXTRA = "judges"
+PACKAGES = ("torchvision", "num2words")
+# Families whose processors need them, by model type or name. Most hold a processor for videos.
+_FAMILIES = re.compile("qwen(2|25|3)vl|llavaonevision|smolvlm|internvl|pixtral|mistral(small)?3")
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def _benchmark_judge(
         half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
         memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
         needs = [_packages(*_IN_PROCESS)]
-        if needed := needed_packages(source):
+        if needed := _needed_packages(source):
             needs.append(_packages(EXTRA, *needed))
         return BackendStatus(f"'{name}': {judge.model} in this process", (*needs, *memory))
     packages = _packages(*_ON_A_SERVER)
@@ -234,6 +239,30 @@ def _packages(extra: str, *names: str) -> Requirement:
         fact = f"{', '.join(missing)} not installed"
         return Requirement(False, fact, f"pip install 'autolora-eval[{extra}]'")
     return Requirement(True, ", ".join(f"{name} {found[name]}" for name in names))
+
+
+def _needed_packages(source: Source) -> tuple[str, ...]:
+    """Return the packages of the extra `judges` that a model's processor needs.
+
+    A hub model that is not in the cache is known by its name.
+    """
+    config = _config(source)
+    vision = config.get("vision_config") or {}  # Pixtral is a LLaVA with its own vision model
+    names = f"{config.get('model_type', source.name)} {vision.get('model_type')}".lower()
+    family = _FAMILIES.search(re.sub(r"[^a-z0-9 ]", "", names))
+    if family is None:
+        return ()
+    return PACKAGES if family[0] == "smolvlm" else PACKAGES[:1]
+
+
+def _config(source: Source) -> Json:
+    """Return the config.json of a model; empty if it is not on this machine or not readable."""
+    file = cached(source, "config.json")
+    try:
+        config = json.loads(file.read_bytes()) if file else {}
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _memory(

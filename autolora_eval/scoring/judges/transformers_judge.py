@@ -6,6 +6,7 @@ import gc
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.runs.images import ImageError, Picture, read_picture, reduced
+from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
@@ -25,9 +27,9 @@ from autolora_eval.scoring.judges.logits_processors import (
     LogprobRecorder,
     RegexLogitsProcessor,
     TokenTexts,
+    UnsupportedConstraintError,
     row_seed,
 )
-from autolora_eval.scoring.judges.preprocessor import Preprocessor, load_preprocessor
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.identity import identity
 from autolora_eval.sources.model_source import LOADING_ERRORS, Source, loading_options, unloadable
@@ -68,7 +70,7 @@ class TransformersJudge:
             "backend": "transformers",
             "identity": identity(self.source),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "constraint": "regex" if isinstance(self._preprocessor.grammar, Grammar) else "plain",
+            "constraint": "regex" if isinstance(self._grammar, Grammar) else "plain",
             "temperature": self.spec.temperature,
             "sampling": "gumbel-max" if sampled else "greedy",
             "max_tokens": self.spec.max_tokens,
@@ -84,8 +86,8 @@ class TransformersJudge:
         """Return the image size of the processor, and why replies are not constrained."""
         known = dict(getattr(self._image_processor, "size", None) or {})
         facts: Json = {"image_size": {key: known[key] for key in known if known[key] is not None}}
-        grammar = self._preprocessor.grammar
-        return facts | ({"plain_because": grammar} if isinstance(grammar, str) else {})
+        is_plain = isinstance(self._grammar, str)
+        return facts | ({"plain_because": self._grammar} if is_plain else {})
 
     def replies(self, requests: Iterable[Request]) -> Iterator[list[tuple[Request, Reply]]]:
         """Yield requests with their replies, one batch at a time, in order.
@@ -171,8 +173,8 @@ class TransformersJudge:
         self, rows: Sequence[_Prompt], recorder: LogprobRecorder | None
     ) -> Iterator[Any]:
         """Yield the logits processors that constrain, record and sample a batch, as vLLM does."""
-        if isinstance(self._preprocessor.grammar, Grammar):
-            yield RegexLogitsProcessor(self._preprocessor.grammar)
+        if isinstance(self._grammar, Grammar):
+            yield RegexLogitsProcessor(self._grammar)
         if recorder is not None:
             yield recorder
         if self.spec.temperature > 0:
@@ -188,7 +190,7 @@ class TransformersJudge:
         Raises:
             ValueError: if the processor rejects a question, or it is too long for the model.
         """
-        inputs = self._preprocessor.processor.apply_chat_template(
+        inputs = self._processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
             tokenize=True,
@@ -231,11 +233,9 @@ class TransformersJudge:
             reply: token ids, with padding after the end token.
             logprobs: log-probability by token id for each position; empty if not requested.
         """
-        tokenizer = self._preprocessor.processor.tokenizer
-        ends = set(self._preprocessor.eos_token_ids)
-        length = next((n for n, token in enumerate(reply) if token in ends), len(reply))
+        length = next((n for n, token in enumerate(reply) if token in self._ends), len(reply))
         # Without clean-up: some tokenizers would remove blanks before commas.
-        text = tokenizer.decode(
+        text = self._tokenizer.decode(
             reply[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         tokens = self._token_texts.tokens(reply[:length], logprobs, text) if logprobs else ()
@@ -244,15 +244,66 @@ class TransformersJudge:
 
     @cached_property
     def _token_texts(self) -> TokenTexts:
-        return TokenTexts(self._preprocessor.processor.tokenizer)
+        return TokenTexts(self._tokenizer)
 
     @property
     def _image_processor(self) -> Any:  # noqa: ANN401
-        return getattr(self._preprocessor.processor, "image_processor", None)
+        return getattr(self._processor, "image_processor", None)
+
+    @property
+    def _tokenizer(self) -> Any:  # noqa: ANN401
+        return self._processor.tokenizer
 
     @cached_property
-    def _preprocessor(self) -> Preprocessor:
-        return load_preprocessor(self.spec, self.source, self.rubric)
+    def _processor(self) -> Any:  # noqa: ANN401
+        """Converts conversations to tokens and pixels."""
+        from transformers import AutoProcessor
+
+        location, options = self.source.location, loading_options(self.source)
+        with quiet_libraries(), self._explained():
+            processor = AutoProcessor.from_pretrained(location, **options)
+            processor.tokenizer.padding_side = "left"
+        return processor
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The tokens that end a reply, from the generation config or the tokenizer."""
+        from transformers import AutoConfig, GenerationConfig
+
+        location, options = self.source.location, loading_options(self.source)
+        with quiet_libraries(), self._explained():
+            try:
+                settings = GenerationConfig.from_pretrained(location, **options)
+            except OSError:
+                config = AutoConfig.from_pretrained(location, **options)
+                settings = GenerationConfig.from_model_config(config)
+            ends = settings.eos_token_id
+            ends = self._tokenizer.eos_token_id if ends is None else ends
+            if ends is None:
+                raise ValueError("neither its generation config nor its tokenizer has an end token")
+        return tuple(ends if isinstance(ends, list) else [ends])
+
+    @cached_property
+    def _grammar(self) -> Grammar | str:
+        """The constraint on replies, or the reason why there is none."""
+        if self.spec.constraint == "plain":
+            return "the benchmark says so"
+        try:
+            return Grammar(reply_pattern(self.rubric), self._tokenizer, self._ends)
+        except UnsupportedConstraintError as error:
+            if self.spec.constraint == "auto":
+                return str(error)
+            raise AutoLoRAEvalError(
+                f"the replies of the judge '{self.source.name}' cannot be constrained by a regular "
+                f"expression: {error}. Fix that, or set judge.constraint to 'plain'."
+            ) from error
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except LOADING_ERRORS as error:
+            raise unloadable("judge", self.source, error) from error
 
     def check(self, size: tuple[int, int]) -> None:
         """Load the model, and ask about grey images: a whole batch on a GPU, up to two on a CPU.
@@ -270,6 +321,7 @@ class TransformersJudge:
         """Load the model once, and check that it can answer questions about images."""
         if self._model is not None:
             return
+        _ = self._processor, self._ends, self._grammar  # before the weights, which take minutes
         model = self._pretrained()
         try:
             self._model = model.to(self.device).eval()
@@ -289,20 +341,17 @@ class TransformersJudge:
         """Return the model with a neutral generation config."""
         from transformers import AutoModelForImageTextToText, GenerationConfig
 
-        try:
+        with self._explained():
             model = AutoModelForImageTextToText.from_pretrained(
                 self.source.location,
                 dtype=self.dtype,
                 use_safetensors=True,
                 **loading_options(self.source),
             )
-        except LOADING_ERRORS as error:
-            raise unloadable("judge", self.source, error) from error
         # Not the model's own generation config: a repetition penalty, for example, biases scores.
-        ends = self._preprocessor.eos_token_ids
-        pad = self._preprocessor.processor.tokenizer.pad_token_id
+        pad = self._tokenizer.pad_token_id
         model.generation_config = GenerationConfig(
-            eos_token_id=list(ends), pad_token_id=ends[0] if pad is None else pad
+            eos_token_id=list(self._ends), pad_token_id=self._ends[0] if pad is None else pad
         )
         return model
 

@@ -16,7 +16,7 @@ from scored_run import picture
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges.config import Request
-from autolora_eval.scoring.judges.transformers_judge import conversation
+from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
 from autolora_eval.scoring.rubric import Question
 
 pytestmark = pytest.mark.model
@@ -43,7 +43,7 @@ def test_requests_are_consumed_and_answered_batch_by_batch(model, requests) -> N
 
 def test_chat_template_contains_the_rubrics_text(loaded, requests, rubric) -> None:
     """The processor adds only its template to the rubric's text."""
-    processor = loaded._preprocessor.processor
+    processor = loaded._processor
     question = requests[0].question
     chat = conversation(question, Image.new("RGB", (64, 64)))
     text = processor.apply_chat_template([chat], add_generation_prompt=True, tokenize=False)[0]
@@ -162,20 +162,23 @@ def test_out_of_memory_error_names_the_batch_size(error, model, requests, monkey
         raise error
 
     monkeypatch.setattr(full._model, "generate", generate)
-    with pytest.raises(AutoLoRAEvalError, match=r"judge\.batch_size 2\. Lower it"):
+    with pytest.raises(AutoLoRAEvalError, match=r"judge\.batch_size 2\. .*lower it"):
         ask(full, requests)
 
 
-def test_missing_library_is_reported(model, requests, monkeypatch) -> None:
+def test_missing_library_is_reported_before_the_weights_are_loaded(model, monkeypatch) -> None:
     """For example, the processor of Qwen2-VL requires torchvision."""
-    from transformers import AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     def from_pretrained(*_: object, **__: object) -> None:
         raise ImportError("Qwen2VLVideoProcessor requires the Torchvision library")
 
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(AutoProcessor, "from_pretrained", from_pretrained)
-    with pytest.raises(AutoLoRAEvalError, match=r"cannot be loaded: .*Torchvision"):
-        judge(model).identity()
+    message = r"cannot be loaded: .*Torchvision .*pip install 'autolora-eval\[judges\]'"
+    for use in (TransformersJudge.identity, lambda asked: asked.check((64, 64))):
+        with pytest.raises(AutoLoRAEvalError, match=message):
+            use(judge(model))
 
 
 def test_closed_judge_releases_its_model(model, requests) -> None:
@@ -191,7 +194,7 @@ def test_generation_config_of_the_model_is_not_used(loaded, model, requests, tmp
     from transformers import GenerationConfig
 
     expected = said(loaded, requests)
-    tokenizer = loaded._preprocessor.processor.tokenizer
+    tokenizer = loaded._tokenizer
     folder = tmp_path / "judge"
     shutil.copytree(model, folder)
     settings = GenerationConfig.from_pretrained(model)

@@ -113,7 +113,7 @@ def test_recorded_probabilities_equal_the_models(model, rubric, requests, constr
     """Of the tokens that the constraint allows, as on vLLM: those of one forward pass, unpadded."""
     asked = judge(model, rubric, logprobs=True, constraint=constraint, max_tokens=32)
     replies = ask(asked, requests)
-    tokenizer = asked._preprocessor.processor.tokenizer
+    tokenizer = asked._tokenizer
     for request, reply in zip(requests, replies, strict=True):
         assert "".join(token.text for token in reply.tokens) == reply.text
         image = Image.open(request.image).convert("RGB")
@@ -124,9 +124,7 @@ def test_recorded_probabilities_equal_the_models(model, rubric, requests, constr
             logits = asked._model(input_ids=whole, pixel_values=inputs["pixel_values"]).logits[0]
         logits = logits[-len(ids) - 1 : -1]
         if constraint == "regex":
-            logits = logits.masked_fill(
-                ~_allowed(asked._preprocessor.grammar, ids, logits), -np.inf
-            )
+            logits = logits.masked_fill(~_allowed(asked._grammar, ids, logits), -np.inf)
         exact = logits.log_softmax(-1)
         for token, chosen, row in zip(reply.tokens, ids, exact, strict=True):
             assert token.alternatives[token.text] == pytest.approx(float(row[chosen]), abs=1e-3)
