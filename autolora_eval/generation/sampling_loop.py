@@ -52,13 +52,14 @@ class PromptEmbeddings:
         self._pipe, self._clip_skip = pipe, clip_skip
         self._block = pipe._blocks.sub_blocks[_BLOCK]
         self._rows: dict[object, Embeddings] = {}
+        self._first: dict[object, Embeddings] = {}  # by negative prompt
 
     def batch(self, prompts: Sequence[str], null: Sequence[str], state: object) -> Embeddings:
         """Return the embeddings of a batch, on the device of the pipeline.
 
         Args:
             prompts: one per image.
-            null: the null or negative prompt of each image.
+            null: the negative prompt of each image.
             state: what else decides an embedding: the scale of the LoRA on the text encoders.
         """
         size = len(prompts)
@@ -66,7 +67,13 @@ class PromptEmbeddings:
         for pair in zip(prompts, null, strict=True):
             key = (pair, size, state)
             if key not in self._rows:
-                self._rows[key] = self._encode(*pair, size)
+                row = self._encode(*pair, size)
+                # The embedding of the negative prompt is the same beside every prompt.
+                first = self._first.setdefault(key[1:] + pair[1:], row)
+                self._rows[key] = {
+                    name: first[name] if _equal(first[name], made) else made
+                    for name, made in row.items()
+                }
             rows.append(self._rows[key])
         device = self._pipe._execution_device
         return {name: _joined([row[name] for row in rows], device) for name in rows[0]}
@@ -117,7 +124,15 @@ def _first(made: Any) -> Any:  # noqa: ANN401
     """Return the first row of an output, on the CPU: of a tensor [B, …] or of a list of tensors."""
     if made is None:
         return None
-    return [made[0].cpu()] if isinstance(made, list) else made[:1].cpu()
+    row = made[0] if isinstance(made, list) else made[:1]
+    row = row.to("cpu", copy=True)  # on the CPU it would refer to the whole batch
+    return [row] if isinstance(made, list) else row
+
+
+def _equal(a: Any, b: Any) -> bool:  # noqa: ANN401
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(torch.equal, a, b))
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def _joined(rows: Sequence[Any], device: torch.device) -> Any:  # noqa: ANN401

@@ -54,6 +54,18 @@ def test_a_change_of_embeddings_by_a_guider_does_not_reach_the_next_batch(pipeli
     assert all(torch.equal(after[name], value) for name, value in kept.items())
 
 
+def test_the_embedding_of_a_negative_prompt_is_kept_once(pipeline):
+    made = pipeline.encode(["a cat", "a dog", "a bird"], [""] * 3)
+    rows = pipeline.embeddings._rows.values()
+    kept = {
+        (storage := value.untyped_storage()).data_ptr(): storage.nbytes()
+        for row in rows
+        for value in row.values()
+    }
+    of_one_prompt = sum(value.nbytes for value in made.values()) // 3 // 2
+    assert sum(kept.values()) == (3 + 1) * of_one_prompt
+
+
 def test_a_run_encodes_each_prompt_once_for_all_methods(tiny, run, tmp_path, monkeypatch):
     calls: list[str] = []
     load = LoraPipeline.load
