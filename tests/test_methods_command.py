@@ -103,6 +103,7 @@ def test_one_is_described_by_name_class_or_path(tmp_path: Path) -> None:
         ("nowhere.Guider", "no module 'nowhere'."),
         ("math.pi", "'math.pi' is a value of type float, not a subclass of"),
         ("os.path.join", "the sampler 'os.path.join' takes (a) by position; its first three"),
+        ("builtins.max", "the sampler 'builtins.max' is built in, and Python does not know its"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, message: str) -> None:

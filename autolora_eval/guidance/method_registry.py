@@ -154,7 +154,13 @@ def _read_sampler(found: object, origin: Origin) -> SamplerMethod:
         raise UsageError(f"the class '{origin.name}' has no __call__(self, prompt, seed, model).")
     call = found.__call__ if is_class else found
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(call).parameters.values()
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except ValueError as error:
+        raise UsageError(
+            f"the sampler '{origin.name}' is built in, and Python does not know its arguments. "
+            "Call it in a function (prompt, seed, model) → image."
+        ) from error
     taken = tuple(one.name for one in parameters if one.kind in by_position)
     taken = taken[int(is_class) :][: len(SAMPLER_ARGUMENTS)]
     if taken != SAMPLER_ARGUMENTS:
