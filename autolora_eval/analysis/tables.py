@@ -153,7 +153,8 @@ def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, lis
             parameter, has a column that the table does not have, or two rows for one cell.
     """
     try:
-        published = pd.read_csv(file, dtype={"model": str, "method": str})
+        names = {"model": str, "method": str}  # such as "NA", which pandas reads as a missing value
+        published = pd.read_csv(file, dtype=names, keep_default_na=False, na_values=[""])
     except ValueError as error:  # also pandas' own for a file that is empty or not a CSV file
         raise UsageError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
     measured = [metric.column for metric in run_metrics(manifest)]
@@ -169,7 +170,10 @@ def read_published(file: Path, manifest: RunManifest) -> tuple[pd.DataFrame, lis
     numbers = [column for column in published if column not in ("model", "method")]
     words = [column for column in numbers if not pd.api.types.is_numeric_dtype(published[column])]
     if words:
-        raise UsageError(f"{file}: column '{words[0]}' holds values that are not numbers.")
+        raise UsageError(
+            f"{file}: column '{words[0]}' holds values that are not numbers. Leave a missing value "
+            "empty."
+        )
     _check_swept_columns(file, manifest, keys)
     twice = published[published.duplicated(keys)]
     if len(twice):

@@ -263,13 +263,15 @@ def test_published_values_are_beside_ours(with_published, whole):
     assert list(table.index) == [BASE, AUTO]
 
 
-def test_models_and_methods_of_published_values_may_be_numbers(
-    with_published, benchmark_data, tmp_path
+@pytest.mark.parametrize("name", ["3", "NA", "None"])
+def test_models_of_published_values_may_have_names_like_values(
+    name, with_published, benchmark_data, tmp_path
 ):
-    models = {"3": benchmark_data["models"]["A"]}
-    plan = with_published("model,method,diversity\n3,CFG,0.25\n", models=models)
+    models = {name: benchmark_data["models"]["A"]}
+    plan = with_published(f"model,method,diversity,pc\n{name},CFG,0.25,\n", models=models)
     folder = scored(plan, RunFolder(tmp_path / "run"))
-    assert rows(folder)["3--CFG"]["diversity_published"] == "0.25"
+    found = rows(folder)[f"{name}--CFG"]
+    assert (found["diversity_published"], found["pc_published"]) == ("0.25", "")
 
 
 @pytest.mark.parametrize(
