@@ -195,6 +195,7 @@ def quiet_libraries() -> Iterator[None]:
     warnings.showwarning = partial(_show_warning, show)
     # diffusers is heavy, and not every stage has imported it.
     bars = [transformers_logging, *filter(None, [sys.modules.get("diffusers.utils.logging")])]
+    bars = [library for library in bars if library.is_progress_bar_enabled()]
     for library in bars:
         library.disable_progress_bar()
     try:

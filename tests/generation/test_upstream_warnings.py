@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModel
+from transformers.utils import logging as transformers_logging
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import forget_warnings, quiet_libraries
@@ -77,3 +79,14 @@ def test_only_warnings_that_matter_are_shown_and_errors_stay(capsys):
 def test_warnings_of_other_code_are_shown_as_ever():
     with pytest.warns(UserWarning, match="of mine"), quiet_libraries():
         warnings.warn("something of mine is missing", UserWarning, stacklevel=1)
+
+
+def test_bars_that_were_off_stay_off():
+    diffusers_logging.disable_progress_bar()
+    try:
+        with quiet_libraries():
+            assert not transformers_logging.is_progress_bar_enabled()
+        assert transformers_logging.is_progress_bar_enabled()
+        assert not diffusers_logging.is_progress_bar_enabled()
+    finally:
+        diffusers_logging.enable_progress_bar()
