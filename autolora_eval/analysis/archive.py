@@ -126,8 +126,8 @@ def pack(run: Path, output: Path | None = None) -> Path:
     wrong = [finding for finding in verify(run) if finding.kind != "extra"]
     if wrong:
         raise UsageError(
-            f"'{run}' cannot be packed: {wrong[0].kind}: {wrong[0].file}. All that is wrong is "
-            f"listed by: autolora-eval verify {run}"
+            f"'{run}' cannot be packed: {wrong[0].kind}: {wrong[0].file}. To list all "
+            f"problems, run: autolora-eval verify {run}"
         )
     folder = RunFolder(run)
     manifest = folder.read_manifest()

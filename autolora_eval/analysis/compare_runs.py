@@ -188,7 +188,7 @@ def _method_names(
                 distinct[key] = source
                 continue
             one, other = distinct[key].label, source.label
-            same = f"the very same images in {one} and {other}; taken once, from {one}."
+            same = f"{one} and {other} have the same images. Only those of {one} are used."
             note = f"method '{method}': {same}"
             once.append(Difference(what="same images", severity="note", message=note))
         for source in distinct.values():

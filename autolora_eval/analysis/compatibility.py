@@ -103,7 +103,7 @@ def refuse(found: Sequence[Difference], *, allow_different_judges: bool) -> None
     judges = [one for one in found if one.severity == "judge" and not allow_different_judges]
     if errors or judges:
         lines = "\n".join(f"  - {one.message}" for one in (*errors, *judges))
-        way_out = "" if errors else "\nTo compare them all the same: --allow-different-judges."
+        way_out = "" if errors else "\nTo compare them anyway, add --allow-different-judges."
         raise UsageError(f"these runs cannot be compared:\n{lines}{way_out}")
 
 
@@ -131,8 +131,10 @@ def _shared(
 def _extractor(sources: Sequence[SourceRun]) -> list[Difference]:
     found = [source.manifest.features for source in sources]
     difference = _differing_record("extractor", sources, found)
-    why = "the cosines of two extractors are not on one scale. Score the runs again with one"
-    return [_error("extractor", f"{difference}; {why} extractor.")] if difference else []
+    if not difference:
+        return []
+    why = "diversity with different extractors cannot be compared. Score the runs again with the"
+    return [_error("extractor", f"{difference}; {why} same extractor.")]
 
 
 def shared_metrics(sources: Sequence[SourceRun]) -> list[str]:
@@ -175,13 +177,13 @@ def _judge(sources: Sequence[SourceRun]) -> list[Difference]:
     rubrics = [(judge.rubric_sha256, judge.rubric_name) for judge in judges if judge is not None]
     if len({sha256 for sha256, _ in rubrics}) > 1:
         names = _listed(sources, [name for _, name in rubrics])
-        why = "answers to different questions cannot be compared"
+        why = "scores of different rubrics cannot be compared"
         return [_error("rubric", f"rubric: {names}; {why}.")]
     difference = _differing_record("judge", sources, judges)
     if not difference:
         return []
-    message = f"{difference}; two judges are not on one scale. Score the runs again with one judge."
-    return [Difference(what="judge", severity="judge", message=message)]
+    why = "scores of different judges cannot be compared. Score the runs again with the same judge."
+    return [Difference(what="judge", severity="judge", message=f"{difference}; {why}")]
 
 
 def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:
@@ -189,7 +191,8 @@ def _repeats(sources: Sequence[SourceRun]) -> list[Difference]:
     if len(counts) < len(sources) or len(set(counts)) == 1:
         return []
     named = ", ".join(f"{n} in {s.label}" for s, n in zip(sources, counts, strict=True))
-    message = f"replies per image: {named}; the first {min(counts)} of each are taken."
+    first = "reply" if min(counts) == 1 else f"{min(counts)} replies"
+    message = f"replies per image: {named}; only the first {first} of each image will be used."
     return [_note("judge repeats", message)]
 
 

@@ -23,7 +23,7 @@ TENTATIVE_ALPHA = 0.667
 MAX_ELEMENTS = 50_000_000  # of [N, V] and [V, V]
 
 COLUMNS = (
-    *("cell", "score", "n_images", "n_asked", "n_verdicts", "n_repeated", "unit", "n_units"),
+    *("cell", "score", "n_images", "n_asked", "n_valid", "n_repeated", "unit", "n_units"),
     *("alpha", "alpha_low", "alpha_high", "exact_agreement", "mean", "expected_mean", "reason"),
 )
 
@@ -212,7 +212,7 @@ def _row(cell: str, column: str, images: pd.DataFrame, ratings: Floats) -> dict[
         "score": column,
         "n_images": len(images),
         "n_asked": len(ratings) * int(images["sha256"].notna().sum()),
-        "n_verdicts": int((~np.isnan(ratings)).sum()),
+        "n_valid": int((~np.isnan(ratings)).sum()),
         "n_repeated": _paired(ratings).shape[1],
         "unit": unit,
         "n_units": len(set(units)),

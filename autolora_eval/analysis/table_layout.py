@@ -181,8 +181,8 @@ def by_point(results: Results) -> Layout:
     notes = []
     if any(set(point) != set(results.sweep) for point in results.points.values()):
         notes.append(
-            "A method that does not take a swept parameter has one value, which stands in every "
-            "row of that parameter."
+            "A method that does not take a swept parameter has one value, which is repeated in "
+            "every row."
         )
     return Layout(tuple(tables), (*notes, *_missing_notes(results)))
 

@@ -250,7 +250,7 @@ def _sections(view: RunView, grids: Grids, figures: Sequence[str]) -> list[Secti
         Section("images", "Images", _parts("grid", grids.grids)),
         Section("reliability", "Reliability of the judge", _reliability(view)),
         Section("cost", "Cost", _parts("table", [cost_table(view)])),
-        Section("methods", "Methods as run", _parts("method", methods(view))),
+        Section("methods", "Methods and parameters", _parts("method", methods(view))),
         Section("manifest", "Provenance", provenance),
     ]
 

@@ -261,7 +261,7 @@ def _summary(
 
 
 def _in_brief(found: Sequence[Comparison]) -> list[str]:
-    """Return the comparisons in brief, one sentence for each verdict."""
+    """Return the comparisons in brief, one sentence for each outcome."""
     groups: dict[str, list[str]] = {
         name: [] for name in ("significant", _ONLY_UNCORRECTED, "not significant")
     }
@@ -276,7 +276,7 @@ def _in_brief(found: Sequence[Comparison]) -> list[str]:
             groups[_ONLY_UNCORRECTED].append(brief)
         else:
             groups["significant"].append(brief)
-    sentences = [say.group(verdict, briefs) for verdict, briefs in groups.items() if briefs]
+    sentences = [say.group(outcome, briefs) for outcome, briefs in groups.items() if briefs]
     return [*sentences, say.not_tested(not_tested)] if not_tested else sentences
 
 

@@ -51,7 +51,7 @@ class Gallery:
 
     Attributes:
         shown: Which part of the run's images is shown, and why.
-        filters: By prompt, cell, seed and verdict.
+        filters: By prompt, cell, seed and judgement.
         orders: The ways to sort, each with its text.
         listed: The first images, for browsers without script.
         data: What the script reads, as JSON knows it.
@@ -187,7 +187,7 @@ def _filters(
         *by_cell,
         Filter("seed", "Seed", {seed: seed for seed in seeds}),
     ]
-    return [f for f in found if len(f.options) > 1] + _verdicts(view, shown)
+    return [f for f in found if len(f.options) > 1] + _judgements(view, shown)
 
 
 def _title(name: str) -> str:
@@ -200,7 +200,7 @@ def _short(text: str) -> str:
     return text if len(text) <= OPTION_LENGTH else f"{text[: OPTION_LENGTH - 1].rstrip()}…"
 
 
-def _verdicts(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
+def _judgements(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
     if not view.judged:
         return []
     reasons = Counter(filter(None, (unscored_reason(view, image.row) for image in shown)))
@@ -208,7 +208,7 @@ def _verdicts(view: RunView, shown: Sequence[Shown]) -> list[Filter]:
     texts = {"scored": f"scored ({len(shown) - n})", "unscored": f"unscored ({n})"}
     for reason, k in reasons.items():
         texts[f"unscored: {reason}"] = f"{_short(f'unscored: {reason}')} ({k})"
-    return [Filter("verdict", "Verdict", texts)]
+    return [Filter("judgement", "Judgement", texts)]
 
 
 def _orders(view: RunView) -> dict[str, str]:

@@ -127,11 +127,11 @@ def _repeats(view: RunView) -> Answer:
 
 def _repeat_sentences(view: RunView) -> list[str]:
     row = of_all_cells(view, view.judged[0])
-    asked, given = (int(as_finite_float(row.get(key)) or 0) for key in ("n_asked", "n_verdicts"))
+    asked, valid = (int(as_finite_float(row.get(key)) or 0) for key in ("n_asked", "n_valid"))
     judge = view.manifest.judge
     sentences = [say.repeated(judge.repeats if judge else None, TENTATIVE_ALPHA)]
-    if given < asked:
-        sentences.append(say.lost(asked - given, asked))
+    if "n_valid" in row and valid < asked:  # not in a run of an earlier version
+        sentences.append(say.lost(asked - valid, asked))
     if judge and judge.temperature == 0.0:
         sentences.append(say.greedy())
     return sentences

@@ -110,7 +110,7 @@ def test_the_same_images_are_one_cell(whole, halves, tmp_path):
     joint, differences = compare([whole.path, halves[0]], tmp_path / "joint")
     assert joint.table["method"].tolist() == ["CFG", "AutoLoRA"]
     assert [d.message for d in differences] == [
-        "method 'CFG': the very same images in whole and half-CFG; taken once, from whole."
+        "method 'CFG': whole and half-CFG have the same images. Only those of whole are used."
     ]
 
 
@@ -158,7 +158,7 @@ def judged_by_another(folder: RunFolder, cell: str) -> None:
     ("section", "values", "message"),
     [
         ("features", {"key": "another", "model": "clip"}, "extractor: 'dino' in half-CFG, 'clip'"),
-        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "answers to different questions"),
+        ("judge", {"rubric_sha256": "0", "rubric_name": "other"}, "scores of different rubrics"),
     ],
 )
 def test_scores_on_different_scales_are_refused(halves, tmp_path, section, values, message):
@@ -333,7 +333,7 @@ def test_what_differs_between_the_manifests_of_the_runs(halves, tmp_path):
     RunFolder(halves[1]).update_manifest(limit_seeds=3)
     joint, differences = compare(halves, tmp_path / "joint")
     assert [(d.what, d.severity) for d in differences] == [("judge repeats", "note")]
-    assert "3 in half-CFG, 1 in half-AutoLoRA; the first 1 of each" in differences[0].message
+    assert "3 in half-CFG, 1 in half-AutoLoRA; only the first reply of" in differences[0].message
     assert joint.manifest.judge.repeats == 1
     assert joint.manifest.models["A"].pipeline.sha256 == "1" * 64
     assert joint.manifest.is_limited

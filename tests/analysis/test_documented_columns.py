@@ -7,23 +7,30 @@ import pytest
 from conftest import ROOT
 from scored_run import scored
 
+from autolora_eval.analysis.human_agreement import write_agreement
 from autolora_eval.config.plan import Plan
-from autolora_eval.runs.folder import RunFolder
+from autolora_eval.runs.folder import RunFolder, open_run
 
 DOCUMENT = ROOT / "docs" / "reference" / "run_folder.md"
-FILES = ("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv")
+FILES = (
+    *("table.parquet", "scores.parquet", "comparisons.csv", "diversity.csv", "timings.csv"),
+    *("reliability.csv", "unscored.csv", "agreement.csv"),
+)
 EXTRA = ["vendi", "coverage"]
 ONLY_SOMETIMES = ("<score>_expected", "<metric>_published")
 
 
 @pytest.fixture
 def run(make) -> tuple[Plan, RunFolder]:
-    """A run of two methods and a sweep, with one image missing and one unscored."""
+    """A run of two methods and a sweep, with one image missing, one unscored and ratings."""
     reference = {"diversity": EXTRA, "diversity_reference": "CFG"}
     seeds = {"start": 3, "count": 7}
     plan, folder = make("run", sweep={"lora_scale": [0.5, 1.0]}, seeds=seeds, **reference)
     lost = (plan.cells[0].id, 0, 3)
     scored(plan, folder, [lost], scores=lambda p: "no_json" if p[2] == 9 else {"pc": 3.0})
+    ratings = folder.path.with_name("ratings.csv")
+    pd.read_parquet(folder.scores)[["file"]].assign(pc=4).to_csv(ratings, index=False)
+    write_agreement(open_run(folder.path), ratings)
     return plan, folder
 
 

@@ -165,7 +165,7 @@ def test_the_table_has_a_row_per_cell_and_one_for_all(plan, tmp_path):
     expected = {
         "n_images": [6, 6, 12],
         "n_asked": [18, 18, 36],
-        "n_verdicts": [17, 18, 35],
+        "n_valid": [17, 18, 35],
         "n_repeated": [6, 6, 12],
         "exact_agreement": [1.0, 0.0, 0.5],
         "unit": ["prompt"] * 3,
@@ -197,7 +197,7 @@ def test_the_judge_is_not_asked_about_images_without_a_file(plan, tmp_path):
         (folder.images("A--CFG") / job.file).unlink()
     table = reliability(*join_scores(manifest_of(plan, folder), folder), ["pc"])
     assert table["n_asked"].tolist() == [12, 18, 30]
-    assert table["n_verdicts"].tolist() == [12, 18, 30]
+    assert table["n_valid"].tolist() == [12, 18, 30]
 
 
 def test_unscored_images_are_counted_by_cell_and_reason():

@@ -79,7 +79,7 @@ CASES = {
     "not compared": (
         DIVERSITY,
         row(np.nan, np.nan, np.nan),
-        "AutoLoRA and CFG could not be compared by Diversity.",
+        "AutoLoRA and CFG could not be compared in Diversity.",
     ),
 }
 

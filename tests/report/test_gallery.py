@@ -222,7 +222,7 @@ def test_a_swept_parameter_is_a_filter_and_a_fact(tmp_path):
     filters = {f.name: list(f.options) for f in found.filters}
     assert filters["cell.lora_scale"] == ["0.4", "1"]
     # One model, one method: nothing to choose.
-    assert list(filters) == ["cell.lora_scale", "seed", "verdict"]
+    assert list(filters) == ["cell.lora_scale", "seed", "judgement"]
     assert found.data["facets"] == ["cell.model", "cell.method", "cell.lora_scale"]
     assert found.data["cells"] == [["SDXL", "LoRA", "0.4"], ["SDXL", "LoRA", "1"]]
     assert dict(found.data["images"][1]["facts"])["LoRA scale"] == "1"

@@ -104,7 +104,7 @@ def test_filters_by_prompt_model_and_seed_agree_with_pandas(page, run):
 @pytest.mark.parametrize("reason", [None, *REASONS])
 def test_the_unscored_are_found_by_their_reason(page, run, reason):
     message = {None: "", "missing_score:sa": ": missing score: sa"}.get(reason, f": {reason}")
-    page.choose("[name=verdict]", f"unscored{message}")
+    page.choose("[name=judgement]", f"unscored{message}")
     scores = scores_of(run)
     found = scores["unscored_reason"]
     kept = scores[found.notna() if reason is None else found == reason]
@@ -217,7 +217,7 @@ def test_a_link_to_an_image_that_is_not_there_says_so(browser, run, fragment):
     browser.open(run.report_html, fragment)
     assert browser.run("document.querySelector('dialog').open") is False
     assert len(shown(browser)) == 96
-    said = "is not in this gallery" in text(browser, "#gallery-count")
+    said = "does not contain the image" in text(browser, "#gallery-count")
     assert said == (fragment != "#image=%E0%A4%A")
     assert browser.complaints() == []
 

@@ -29,7 +29,7 @@ def repeats(alpha: float = 0.9, **changes: object) -> pd.DataFrame:
     pairs = itertools.product(("pc", "sa"), (*CELLS, "all"))
     table = pd.DataFrame(pairs, columns=["score", "cell"])
     alphas = alpha + 0.1 * (table["score"] == "sa")
-    counts = {"n_images": 6, "n_asked": 18, "n_verdicts": 17, "n_repeated": 6, "n_units": 6}
+    counts = {"n_images": 6, "n_asked": 18, "n_valid": 17, "n_repeated": 6, "n_units": 6}
     table = table.assign(unit="prompt", **counts, exact_agreement=0.625, mean=3.125)
     ends = {"alpha": alphas, "alpha_low": alphas - 0.111, "alpha_high": alphas + 0.022}
     return table.assign(**ends, expected_mean=np.nan, reason=None).assign(**changes)[list(COLUMNS)]
@@ -179,7 +179,7 @@ def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
 def test_expected_scores_are_beside_the_scores(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     once = {"n_repeated": 0, "alpha": np.nan, "exact_agreement": np.nan, "expected_mean": 3.375}
-    repeats(**once, reason="no image has two verdicts").to_csv(folder.reliability, index=False)
+    repeats(**once, reason="no image has two ratings").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
     assert block.tables[0].columns == ("PC mean", "PC expected", "SA mean", "SA expected")
     texts = [cell.text for cell in block.tables[0].groups[1].rows[0].cells]

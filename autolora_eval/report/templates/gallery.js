@@ -29,12 +29,12 @@
   }
 
   function matches(image, want) {
-    const verdict = image.reason === null ? "scored" : "unscored";
+    const judgement = image.reason === null ? "scored" : "unscored";
     return (
       (!want.prompt || want.prompt === String(image.prompt_index)) &&
       (!want.seed || want.seed === String(image.seed)) &&
       data.facets.every((name, n) => !want[name] || want[name] === data.cells[image.cell][n]) &&
-      (!want.verdict || [verdict, `${verdict}: ${image.reason}`].includes(want.verdict)) &&
+      (!want.judgement || [judgement, `${judgement}: ${image.reason}`].includes(want.judgement)) &&
       within(scoreOf(image, want.score), want)
     );
   }
@@ -153,7 +153,7 @@
       const found = visible.findIndex((image) => image.file === pairs.get("image"));
       if (found >= 0) return open(found);
       part("count").textContent =
-        "The image that the address names is not in this gallery: look for its file in the run folder.";
+        "This gallery does not contain the image of this link. Look for the file in the run folder.";
     } else if (pairs.has("gallery")) {
       for (const control of form.elements) {
         if (control.name && pairs.has(control.name)) control.value = pairs.get(control.name);
