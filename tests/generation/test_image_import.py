@@ -125,7 +125,7 @@ def test_a_set_that_changes_while_it_is_copied_is_refused(file, folder, run):
             found.run(dataset, plan.jobs, advance)
 
     shutil.copy(folder / "a dog" / "3.png", folder / "a cat" / "3.png")
-    changed = r"'a cat/3\.png' .*its content is different now.*Re-run"
+    changed = r"'a cat/3\.png' .*its content is different now.*run the same command again"
     with pytest.raises(AutoLoRAEvalError, match=changed):
         copy()
     shutil.rmtree(folder)

@@ -18,8 +18,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "Only `HOME` and variables": ("test_only_some_variables_are_read",),
     "The values of variables": ("test_values_reach_neither_prompts_nor_the_run_folder",),
     "An API key": ("test_a_key_is_taken_only_from_a_variable_that_is_so_named_or_allowed",),
-    "File names in a run folder": ("test_a_row_with_another_name_than_a_plans_is_refused",),
-    "Nothing outside a run folder": (
+    "A row of `metadata.jsonl`": ("test_a_row_with_another_name_than_a_plans_is_refused",),
+    "A file name or link": (
         "test_a_link_that_leads_out_is_refused_and_nothing_outside_is_touched",
     ),
     "`report`, `explain`, `compare`, `agreement`": (
@@ -28,7 +28,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "An image is scored only": (
         "test_a_picture_whose_bytes_are_not_those_of_its_record_is_not_scored",
     ),
-    "Scores are parsed": ("test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it",),
+    "Scores are always parsed": ("test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it",),
     "Features that were changed": ("test_features_that_were_changed_are_refused",),
     "`report`, `explain` and `compare` refuse": (
         "test_report_explain_and_compare_refuse_an_edited_table",
