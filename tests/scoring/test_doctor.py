@@ -152,6 +152,20 @@ def test_model_in_this_process_must_fit_into_memory(machine) -> None:
     assert own_judge(**settings).runs
 
 
+@pytest.mark.parametrize("config", [{"dtype": "float32"}, {"torch_dtype": "bfloat16"}])
+def test_memory_of_a_folder_follows_from_its_files_and_their_precision(
+    config, machine, tmp_path
+) -> None:
+    machine()
+    stored = 4 if "dtype" in config else 2
+    with (tmp_path / "model.safetensors").open("wb") as weights:
+        weights.truncate(stored * 10**10)  # a sparse file
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    judge = JudgeConfig(rubric="r", model=str(tmp_path), backend="transformers")
+    own = examine("mine", judge, Source(judge.model, "folder", judge.model)).backends[0]
+    assert "needs about 43 GiB of memory; 64 GiB here" in facts(own, met=True)
+
+
 FAMILIES = {
     "Qwen/Qwen2-VL-7B-Instruct": {"model_type": "qwen2_vl"},
     "Qwen/Qwen2.5-VL-7B-Instruct": {"model_type": "qwen2_5_vl"},

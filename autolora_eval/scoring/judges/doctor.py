@@ -298,8 +298,10 @@ def _memory(
 def _parameters(source: Source) -> float | None:
     """Return the approximate number of parameters, from the weights or the model's name."""
     if source.kind == "folder":
+        config = _config(source)
+        stored = 4 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
         size = sum(path.stat().st_size for path in source.path.glob("*.safetensors"))
-        return size / 2 or None
+        return size / stored or None
     named = _PARAMETERS.search(source.name)
     return float(named[1]) * 1e9 if named else None
 
