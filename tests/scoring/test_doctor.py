@@ -210,6 +210,7 @@ def test_server_is_asked_for_its_models(server: JudgeServer, machine, monkeypatc
     machine()
     right = {"model": MODEL, "base_url": server.url}
     assert own_judge(**right).runs
+    assert own_judge(**right | {"base_url": f"{server.url}/"}).runs
     assert own_judge(**right | {"base_url": ["http://127.0.0.1:9/v1", server.url]}).runs
     wrong = own_judge(**right | {"model": "another-vlm"})
     assert facts(wrong, met=False) == [f"{server.url} serves some-vlm, not 'another-vlm'"]

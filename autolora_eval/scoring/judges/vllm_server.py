@@ -209,7 +209,7 @@ def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
         urllib.error.HTTPError: if the server answers with an error.
         NO_LISTING: if it does not answer, or not in the OpenAI protocol.
     """
-    request = urllib.request.Request(f"{url}/models")
+    request = urllib.request.Request(f"{url.rstrip('/')}/models")
     if key := os.environ.get(key_variable):
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
