@@ -246,8 +246,9 @@ def show_missing(run: Run) -> None:
             counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
             _print_line(f"{reasons.sum()} of {len(run.scores)} images {what}: {counts}")
     _show_prompt_cuts(run.manifest.prompt_cuts)
-    if (judge := run.manifest.judge) and judge.settings.get("unlisted"):
-        show_caveat(Sentences("caveats").unlisted(judge.model))
+    if judge := run.manifest.judge:
+        for caveat in filter(judge.settings.get, ("images_dropped", "unlisted")):
+            show_caveat(getattr(Sentences("caveats"), caveat)(judge.model))
     for cell, images in run.manifest.image_sets.items():
         show_image_set(cell, images, run.folder.image_set(cell))
 

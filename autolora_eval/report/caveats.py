@@ -121,8 +121,9 @@ def _of_the_judge(view: RunView) -> Iterator[str]:
         yield say.no_judge()
         return
     judge = view.manifest.judge
-    if judge is not None and judge.settings.get("unlisted"):
-        yield say.unlisted(truncate(judge.model, NAME_LENGTH))
+    if judge is not None:
+        for caveat in filter(judge.settings.get, ("images_dropped", "unlisted")):
+            yield getattr(say, caveat)(truncate(judge.model, NAME_LENGTH))
     unscored = _counts(view, "n_unscored")
     shares = {cell: unscored.get(cell, 0) / n for cell, n in _counts(view, "n_images").items()}
     worst = max(shares, key=lambda cell: shares[cell])

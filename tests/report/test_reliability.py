@@ -166,6 +166,13 @@ def test_unknown_weights_behind_a_server_are_a_caveat(tmp_path):
     assert "it is not known which weights it serves as a-judge." in caveat
 
 
+def test_a_server_that_may_drop_images_is_a_caveat(tmp_path):
+    tables = two_methods()
+    tables.manifest["judge"]["settings"] = {"images_dropped": True}
+    (caveat,) = content_of(tables.write(tmp_path / "run")).caveats
+    assert "so the scores of a-judge may rest on the prompts alone." in caveat
+
+
 def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
     folder = two_methods().write(tmp_path / "run")
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from asking import QUESTION, Make, ask, questions
-from judge_server import MODEL, VERDICT, Drip, Drop, Hang, Http, JudgeServer, completion
+from judge_server import MODEL, VERDICT, Call, Drip, Drop, Hang, Http, JudgeServer, completion
 from PIL import Image
 from rubrics import shipped
 
@@ -60,6 +60,29 @@ def test_papers_rubrics_are_sent_verbatim(name, server, image, judge) -> None:
     assert [text for text in (question.before, question.after) if text] == [
         part["text"] for part in server.calls[0].parts if part["type"] == "text"
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "dropped", "calls"),
+    [((40, 40), True, 3), ((40, 12), False, 3), ((0, 0), False, 2), ((None, None), False, 2)],
+)
+def test_image_that_costs_no_tokens_may_be_dropped(
+    counts, dropped, calls, server, image, judge
+) -> None:
+    """The first question is asked again without its image, if tokens are counted."""
+
+    def answer(call: Call, n: int) -> dict[str, Any]:
+        kinds = [part["type"] for part in call.parts]
+        count = counts[0] if "image_url" in kinds else counts[1]
+        return completion(VERDICT) | {"usage": {"prompt_tokens": count}}
+
+    server.answer = answer
+    asked = judge(concurrency=1)
+    assert all(
+        reply.text == VERDICT for reply in ask(asked, [Request(image, QUESTION) for _ in range(2)])
+    )
+    assert asked.facts().get("images_dropped", False) is dropped
+    assert server.total == calls
 
 
 @pytest.mark.parametrize(("key", "sent"), [("secret-123", "secret-123"), (None, "EMPTY")])

@@ -86,6 +86,7 @@ class Reply:
             was sent.
         tokens: the reply's tokens with their alternatives; empty without log-probabilities.
         detail: the server's error message; None if there is none.
+        prompt_tokens: tokens of question and image as the server counts them; None if it does not.
     """
 
     text: str | None
@@ -97,6 +98,7 @@ class Reply:
     sent: Json | None = None
     tokens: tuple[Token, ...] = ()
     detail: str | None = None
+    prompt_tokens: int | None = None
 
 
 class Judge(Protocol):

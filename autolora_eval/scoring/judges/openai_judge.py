@@ -63,6 +63,7 @@ class OpenAIJudge:
         proxies = [proxy(url) for url in urls]
         self._stated_urls = base_urls or spec.stated_urls
         self._served: Json | None = None
+        self._images_dropped: bool | None = None
         self._mode = protocol.StructuredOutput("plain")
         self._dialect = protocol.Dialect()
         self._identity: Json | None = None
@@ -116,6 +117,7 @@ class OpenAIJudge:
         return {
             **({"refused_arguments": refused} if refused else {}),
             **({"unlisted": True} if (self._served or {}).get("unlisted") else {}),
+            **({"images_dropped": True} if self._images_dropped else {}),
             "base_urls": self._stated_urls,
             "served_by": (self._served or {}).get("owned_by"),
             "server_version": (self._served or {}).get("version"),
@@ -242,10 +244,23 @@ class OpenAIJudge:
             self._dialect.learn(body, answer.reply)
             if answer.reply.text is None and self._dialect.adapted(body) != sent:
                 continue
+            if answer.reply.text is not None:
+                await self._look_for_dropped_images(sent, answer.reply)
             if failures == self.spec.max_retries or not _should_retry(answer):
                 return self._redacted(replace(answer.reply, attempts=calls))
             await asyncio.sleep(self._pause(failures, answer.retry_after))
             failures += 1
+
+    async def _look_for_dropped_images(self, body: Json, reply: Reply) -> None:
+        """Ask the first question once more without its image, if the server counts tokens.
+
+        Some servers and proxies drop the images for a model without vision, which then answers from
+        the text alone. They count the same tokens in both questions.
+        """
+        if reply.prompt_tokens and self._images_dropped is None:
+            self._images_dropped = False
+            blind = (await self._one_call(protocol.without_image(body))).reply
+            self._images_dropped = blind.prompt_tokens == reply.prompt_tokens
 
     def _pause(self, failures: int, asked: float | None) -> float:
         """Return the seconds before a retry: exponential back-off with full jitter.

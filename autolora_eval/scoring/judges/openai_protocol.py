@@ -121,6 +121,13 @@ def chat(
     return body
 
 
+def without_image(body: Json) -> Json:
+    """Return a request body without its image."""
+    (message,) = body["messages"]
+    texts = [part for part in message["content"] if part["type"] == "text"]
+    return {**body, "messages": [{**message, "content": texts}]}
+
+
 async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Answer:
     """Make one call, in `timeout` seconds to its last byte. A failed call has a reason."""
     start, model = time.monotonic(), str(body["model"])
@@ -184,7 +191,9 @@ def _read(answer: object, model: str, latency: float) -> Reply:
         raise BadAnswerError(f"content is null, without a refusal{calls}")
     # If there is a thought, its tokens are listed too.
     tokens = _tokens(choice.get("logprobs"), math.inf if thought else len(text or ""))
-    return Reply(text, reason, truncated, model, latency, tokens=tokens)
+    usage = answer.get("usage")  # type: ignore[attr-defined]
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return Reply(text, reason, truncated, model, latency, tokens=tokens, prompt_tokens=count)
 
 
 def _tokens(logprobs: object, longest: float) -> tuple[Token, ...]:
