@@ -168,12 +168,8 @@ class LoraPipeline:
         """Set the LoRA scales, with the same bits as if the LoRAs had been loaded at them."""
         if scales != self.lora_scales:
             self.lora_scales = scales
-            self.apply_lora_scales()
-
-    def apply_lora_scales(self) -> None:
-        """Set the current scales once more, in case other code has changed them."""
-        for adapter, scale in zip(self.adapters, self.lora_scales, strict=True):
-            set_lora_scale(list(self.networks.values()), adapter, scale)
+            for adapter, scale in zip(self.adapters, scales, strict=True):
+                set_lora_scale(list(self.networks.values()), adapter, scale)
 
     @property
     def denoiser(self) -> torch.nn.Module:

@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
@@ -73,77 +74,44 @@ class Sampler(Protocol):
 
 
 class SamplerModel:
-    """The model that a sampler uses. It is loaded on first use.
+    """The model that a sampler uses. It is loaded on first use. Do not set its attributes.
 
     Each sampler has its own pipeline. Its changes to the pipeline do not affect other methods, and
     are undone after each image, except for weights that were changed in place.
 
     Attributes:
+        name: the name of the model in tables.
+        base: the base pipeline: the absolute path of a folder or file, or a hub id.
+        revision: the commit, tag or branch of the base pipeline on the hub; or None.
+        variant: the weight variant on the hub, such as `fp16`; or None.
+        lora_scales: the scale of each of the `loras`, α of equation (2).
+        num_inference_steps: the number of denoising steps.
+        guidance_scale: the CFG scale for methods without a scale of their own.
+        negative_prompt: the negative prompt of the image that is being made.
+        clip_skip: the layers of the CLIP text encoders to skip, as standard pipelines count them;
+            None for the pipeline's own choice.
+        size: (width, height) that the image must have, in pixels.
         device: the device of the pipeline.
         dtype: the precision of the pipeline.
-        negative_prompt: the negative prompt of the image that is being made.
     """
 
-    def __init__(
-        self,
-        model: ResolvedModel,
-        device: torch.device,
-        dtype: torch.dtype,
-        shared: SamplerPipeline,
-    ) -> None:
-        self._model, self._shared = model, shared
-        self.device, self.dtype = device, dtype
-        self.negative_prompt = model.spec.negative_prompt
-
-    @property
-    def name(self) -> str:
-        """The name of the model in tables."""
-        return self._model.name
-
-    @property
-    def base(self) -> str:
-        """The base pipeline: the absolute path of a folder or file, or a hub id."""
-        return self._model.pipeline.location
-
-    @property
-    def revision(self) -> str | None:
-        """The commit, tag or branch of the base pipeline on the hub."""
-        return self._model.spec.revision
-
-    @property
-    def variant(self) -> str | None:
-        """The weight variant on the hub, such as `fp16`."""
-        return self._model.spec.variant
+    def __init__(self, model: ResolvedModel, shared: SamplerPipeline) -> None:
+        self._model, self._shared, spec = model, shared, model.spec
+        self.name, self.base = model.name, model.pipeline.location
+        self.revision, self.variant = spec.revision, spec.variant
+        self.lora_scales = tuple(lora.scale for lora in spec.loras)
+        self.num_inference_steps, self.guidance_scale = (
+            spec.num_inference_steps,
+            spec.guidance_scale,
+        )
+        self.negative_prompt, self.clip_skip = spec.negative_prompt, spec.clip_skip
+        self.size = model.size
+        self.device, self.dtype = shared.device, shared.dtype
 
     @cached_property
     def loras(self) -> tuple[Path, ...]:
         """The local `.safetensors` files of the LoRAs, in the order of the benchmark."""
         return tuple(local_lora(lora.source) for lora in self._model.loras)
-
-    @property
-    def lora_scales(self) -> tuple[float, ...]:
-        """The scale of each of the `loras`, α of equation (2)."""
-        return tuple(lora.scale for lora in self._model.spec.loras)
-
-    @property
-    def num_inference_steps(self) -> int:
-        """The number of denoising steps."""
-        return self._model.spec.num_inference_steps
-
-    @property
-    def guidance_scale(self) -> float:
-        """The CFG scale for methods without a scale of their own."""
-        return self._model.spec.guidance_scale
-
-    @property
-    def clip_skip(self) -> int | None:
-        """The layers of the CLIP text encoders to skip, as standard pipelines count them."""
-        return self._model.spec.clip_skip
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) that the image must have, in pixels."""
-        return self._model.size
 
     @property
     def modular(self) -> diffusers.ModularPipeline:
@@ -156,7 +124,7 @@ class SamplerModel:
 
         The class is the one that `model_index.json` names. The LoRAs are on, at their scales.
         """
-        return self._shared.standard(self.modular, self._model)
+        return self._shared.standard(self.modular)
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -164,9 +132,7 @@ class SamplerModel:
         return self._load().denoiser
 
     def _load(self) -> LoraPipeline:
-        loaded = self._shared.load(self._model, self.device, self.dtype)
-        loaded.set_lora_scales(self._model.spec.lora_scales)
-        return loaded
+        return self._shared.load(self._model.spec.lora_scales)
 
     def generator(self, seed: int) -> torch.Generator:
         """Return a new CPU generator with the seed, as all methods use it."""
@@ -206,35 +172,34 @@ class SamplerPipeline:
             and a null prompt counts as two function evaluations.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> None:
+        self._model, self.device, self.dtype = model, device, dtype
         self.loaded: LoraPipeline | None = None
         self._standard: diffusers.DiffusionPipeline | None = None
-        self._denoiser: DenoiserState | None = None
         self._components: dict[str, Any] = {}
+        self._states: list[DenoiserState] = []
+        self._adapter_layers: list[BaseTunerLayer] = []
         self.n_rows = 0
 
-    def load(self, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> LoraPipeline:
-        """Return the pipeline; load it on the first call."""
+    def load(self, lora_scales: tuple[float, ...]) -> LoraPipeline:
+        """Return the pipeline; on the first call, load it with the LoRAs at these scales."""
         if self.loaded is None:
             with quiet_libraries():
-                self.loaded = LoraPipeline.load(model, device, dtype)
+                self.loaded = LoraPipeline.load(self._model, self.device, self.dtype)
             self.loaded.denoiser.register_forward_hook(self._count, with_kwargs=True)
-            self._save_state(self.loaded)
+            self._save_state(self.loaded, lora_scales)
         return self.loaded
 
-    def standard(
-        self, modular: diffusers.ModularPipeline, model: ResolvedModel
-    ) -> diffusers.DiffusionPipeline:
+    def standard(self, modular: diffusers.ModularPipeline) -> diffusers.DiffusionPipeline:
         """Return the standard pipeline with the components of the modular one."""
         if self._standard is None:
+            location, revision = self._model.layout.location, self._model.spec.revision
             components = {name: getattr(modular, name, None) for name in modular.component_names}
             with quiet_libraries():
-                config = diffusers.DiffusionPipeline.load_config(
-                    model.layout.location, revision=model.spec.revision
-                )
+                config = diffusers.DiffusionPipeline.load_config(location, revision=revision)
                 self._standard = diffusers.DiffusionPipeline.from_pretrained(
-                    model.layout.location,
-                    revision=model.spec.revision,
+                    location,
+                    revision=revision,
                     use_safetensors=True,
                     trust_remote_code=False,
                     **{name: part for name, part in components.items() if name in config},
@@ -244,7 +209,7 @@ class SamplerPipeline:
 
     @contextmanager
     def restored(self, lora_scales: tuple[float, ...]) -> Iterator[None]:
-        """Restore the pipeline after the block: layers, LoRA, hooks and components.
+        """Restore the pipeline after the block: layers, LoRAs, hooks and components.
 
         Otherwise an image would depend on the images that were made before it.
 
@@ -252,45 +217,41 @@ class SamplerPipeline:
             lora_scales: the scales of the LoRAs at which the block starts.
         """
         if self.loaded is not None:
-            self.loaded.set_lora_scales(lora_scales)
-            self._save_state(self.loaded)
+            self._save_state(self.loaded, lora_scales)
         try:
             yield
         finally:
             if self.loaded is not None:
                 self._restore(self.loaded)
 
-    def _save_state(self, loaded: LoraPipeline) -> None:
-        self._denoiser = DenoiserState(loaded.denoiser)
+    def _save_state(self, loaded: LoraPipeline, lora_scales: tuple[float, ...]) -> None:
+        loaded.set_lora_scales(lora_scales)
         names = loaded.pipe.component_names
         self._components = {name: getattr(loaded.pipe, name, None) for name in names}
+        self._states = [DenoiserState(network) for network in self._networks()]
+        self._adapter_layers = self._current_adapter_layers()
+
+    def _networks(self) -> list[torch.nn.Module]:
+        parts = self._components.values()
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def _current_adapter_layers(self) -> list[BaseTunerLayer]:
+        return [layer for network in self._networks() for layer in adapter_layers(network)]
 
     def _restore(self, loaded: LoraPipeline) -> None:
-        if any(layer.merged for layer in adapter_layers(loaded.denoiser)):
+        # A sampler may also unload the layers that it has merged.
+        layers = (*self._adapter_layers, *self._current_adapter_layers())
+        if any(layer.merged for layer in layers):
             # Subtracting a merged LoRA leaves rounding errors. Load the pipeline again instead.
-            self._unload()
+            self.loaded = self._standard = None
+            self._components, self._states, self._adapter_layers = {}, [], []
             return
         for name, component in self._components.items():
             for pipe in (loaded.pipe, self._standard):
                 if hasattr(pipe, name) and getattr(pipe, name) is not component:
                     setattr(pipe, name, component)
-        assert self._denoiser is not None
-        self._denoiser.restore()
-        if not loaded.adapters:
-            if any(adapter_layers(network) for network in loaded.networks.values()):
-                self._unload()  # the sampler loaded a LoRA into the plain model
-            return
-        try:
-            loaded.pipe.enable_lora()
-            loaded.pipe.set_adapters(loaded.adapters)
-            loaded.apply_lora_scales()
-        except (ValueError, KeyError, AttributeError, RuntimeError):
-            # The sampler unloaded the LoRA: load the whole pipeline again for the next image.
-            self._unload()
-
-    def _unload(self) -> None:
-        self.loaded = self._standard = self._denoiser = None
-        self._components = {}
+        for state in self._states:
+            state.restore()
 
     def _count(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: object

@@ -17,7 +17,6 @@ from autolora_eval._devices import is_out_of_memory
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.generation.dataset import ImageDataset, background_writer
-from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.sampler_api import SampledImage, SamplerModel, SamplerPipeline
 from autolora_eval.generation.sampling_loop import (
     REASON_LENGTH,
@@ -51,10 +50,10 @@ class SampledCell:
     _sampler: Callable[..., Any] | None = None
     _n_tried: int = 0
 
-    def fill(self, here: ModelOnDevice, shared: SamplerPipeline, advance: Advance) -> None:
+    def fill(self, shared: SamplerPipeline, advance: Advance) -> None:
         """Make the missing images with the pipeline that all cells of the sampler share."""
         cell = self.dataset.cell
-        model = SamplerModel(cell.model, *here.torch_place(), shared)
+        model = SamplerModel(cell.model, shared)
         with background_writer(self.dataset, advance) as write:
             for n, job in enumerate(self.jobs):
                 all_failed = len(self.failures) >= self._n_tried

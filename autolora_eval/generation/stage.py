@@ -237,10 +237,10 @@ def _run_samplers(
 
     cells = [SampledCell(cell.dataset, cell.jobs) for cell in work]
     for method in {cell.dataset.cell.method.name: None for cell in work}:
-        pipeline = SamplerPipeline()
+        pipeline = SamplerPipeline(here.model, *here.torch_place())
         for cell in cells:
             if cell.dataset.cell.method.name == method:
-                cell.fill(here, pipeline, advance)
+                cell.fill(pipeline, advance)
                 release_frames(cell.first_error)
         if pipeline.loaded is not None:
             result.models[here.model.name] |= pipeline.loaded.description()

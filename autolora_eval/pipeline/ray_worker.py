@@ -316,10 +316,10 @@ class ShareMaker:
         if self._pipeline is None or last is None or last.dataset.cell.method is not cell.method:
             self._pipeline = None  # that of the last sampler
             free_memory()
-            self._pipeline = SamplerPipeline()
+            self._pipeline = SamplerPipeline(self._here.model, *self._here.torch_place())
         one = last if last is not None and last.dataset.cell is cell else SampledCell(dataset, jobs)
         one.jobs = jobs
-        one.fill(self._here, self._pipeline, _no_progress)
+        one.fill(self._pipeline, _no_progress)
         release_frames(one.first_error)
         self._sampled = one
         loaded = self._pipeline.loaded

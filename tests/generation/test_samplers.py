@@ -69,6 +69,21 @@ def merging(prompt, seed, model):
     model.denoiser.fuse_lora()
     return stock(prompt, seed, model)
 
+def merged_away(prompt, seed, model):
+    "Merges the LoRA, and unloads it: the weights stay as they are."
+    model.denoiser.fuse_lora()
+    image = stock(prompt, seed, model)
+    model.pipeline.unload_lora_weights()
+    return image
+
+def hooks_after(prompt, seed, model):
+    "Leaves hooks on the VAE and a text encoder, and another LoRA scale, behind."
+    image = stock(prompt, seed, model)
+    for network in (model.pipeline.vae.decoder, model.pipeline.text_encoder_2.text_projection):
+        network.register_forward_hook(lambda module, args, out: out * 0.5)
+    model.modular.set_adapters("autolora_eval", 0.1)
+    return image
+
 def keywords(*, prompt, seed, model):
     pass
 
@@ -161,13 +176,16 @@ def test_changes_of_a_sampler_reach_no_other_method_nor_its_own_next_image(plan_
     methods = {"Stock": {"sampler": "stock"}, "CFG": {"guider": "cfg"}}
     alone = plan_of(methods)
     _, clean = made(alone, tmp_path / "alone")
-    changing = {"Vandal": "vandal", "Merging": "merging", "After": "vandal_after"}
+    changing = {"Vandal": "vandal", "Merging": "merging", "Away": "merged_away"}
+    changing |= {"After": "vandal_after", "Hooks": "hooks_after"}
     all_ = plan_of({name: {"sampler": one} for name, one in changing.items()} | methods)
     _, run = made(all_, tmp_path / "all")
     stock = pixels(run, all_, "Stock")
     assert not np.array_equal(pixels(run, all_, "Vandal"), stock)
-    assert np.abs(pixels(run, all_, "Merging") - stock).max() <= 2
-    assert np.array_equal(pixels(run, all_, "After"), stock)
+    for name in ("Merging", "Away"):
+        assert np.abs(pixels(run, all_, name) - stock).max() <= 2
+    for name in ("After", "Hooks"):
+        assert np.array_equal(pixels(run, all_, name), stock)
     for name in ("Stock", "CFG"):
         assert np.array_equal(pixels(run, all_, name), pixels(clean, alone, name))
     for count in (1, 2):  # one by one as at once
@@ -351,11 +369,12 @@ def test_unusable_images_of_a_sampler_are_refused(result, message):
 
 def test_a_sampler_gets_the_noise_and_settings_of_every_method(one_lora):
     resolved = one_lora.resolved(0.7)
-    model = SamplerModel(resolved, torch.device("cpu"), torch.float32, SamplerPipeline())
+    shared = SamplerPipeline(resolved, torch.device("cpu"), torch.float32)
+    model = SamplerModel(resolved, shared)
     # What needs no pipeline loads none.
     assert (model.lora_scales, model.num_inference_steps, model.size) == ((0.7,), STEPS, SIZE)
     assert (model.loras, model.base) == ((one_lora.lora,), str(one_lora.pipeline))
-    assert model._shared.loaded is None
+    assert shared.loaded is None
     seen: list[torch.Tensor] = []
     pipeline = one_lora.load(0.7)
     pipeline.denoiser.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
