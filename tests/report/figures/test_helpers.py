@@ -10,7 +10,7 @@ from report.figures.made_up import made_up
 
 from autolora_eval.analysis.cell_estimates import unit_estimates
 from autolora_eval.analysis.comparisons import unit_differences
-from autolora_eval.report.figures._base import FigureData, join_points
+from autolora_eval.report.figures._base import join_points
 from autolora_eval.report.figures._marks import Label, pareto_front, place_labels
 from autolora_eval.report.figures._style import clipped_limits, settle
 from autolora_eval.report.figures.paired_differences import thinned
@@ -41,31 +41,15 @@ def test_a_point_without_a_value_is_not_on_the_front_and_hides_no_other():
     assert pareto_front(np.zeros((0, 2)), (True, True)).tolist() == []
 
 
-def differences(data: FigureData, metric: str) -> np.ndarray:
-    """Return the sorted differences of AutoLoRA from LoRA, as the figure shows them."""
-    found = unit_estimates(data.scores, data.diversity, ["pc", "sa"])
-    return np.sort(unit_differences(*(found[f"SDXL--{m}"][metric] for m in ("AutoLoRA", "LoRA"))))
-
-
-def test_scores_of_one_prompt_are_paired_seed_by_seed():
-    data = made_up(n_seeds=50)
-    scores = data.scores
-    assert set(unit_estimates(scores, data.diversity, ["pc", "sa"])["SDXL--LoRA"]) == {"pc", "sa"}
-    a, b = (scores[scores["cell"] == f"SDXL--{m}"].set_index("seed") for m in ("AutoLoRA", "LoRA"))
-    expected = (a["pc"] - b["pc"]).dropna().sort_values().to_numpy()
-    found = differences(data, "pc")
-    assert len(found) < 50  # some image of a pair is unscored
-    assert np.allclose(found, expected, atol=1e-8)
-    assert len(np.unique(found)) == len(np.unique(expected))
-
-
 def test_prompts_are_paired_by_their_diversity_and_mean_score():
     data = made_up(n_prompts=8, n_seeds=5)
     data.scores[["pc", "sa"]] = data.scores[["pc", "sa"]].fillna(2.0)
+    a, b = (f"SDXL--{method}" for method in ("AutoLoRA", "LoRA"))
+    estimates = unit_estimates(data.scores, data.diversity, ["pc", "sa"])
     for metric, frame in (("diversity", data.diversity), ("pc", data.scores)):
         means = frame.groupby(["cell", "prompt_index"])[metric].mean()
-        expected = np.sort((means["SDXL--AutoLoRA"] - means["SDXL--LoRA"]).to_numpy())
-        assert np.allclose(differences(data, metric), expected, atol=1e-8)
+        found = unit_differences(estimates[a][metric], estimates[b][metric])
+        assert np.allclose(np.sort(found), np.sort(means[a] - means[b]), atol=1e-8)
 
 
 def test_a_curve_keeps_both_ends_of_every_step():
@@ -102,20 +86,6 @@ def test_other_scores_fall_into_equal_parts_the_greatest_into_the_last():
     assert shares(scores, np.zeros(4, dtype=int), 1, on).tolist() == [[0.25, 0.25, 0, 0, 0.5, 0]]
     long = levels(np.array([1.0, 100.0]), 0.0, 100.0)
     assert list(long.names) == ["0 to 20", "20 to 40", "40 to 60", "60 to 80", "80 to 100"]
-
-
-def test_shares_sum_to_one_with_the_unscored_and_equal_counts():
-    """Those of whole scores are drawn in test_score_distributions.py."""
-    random = np.random.default_rng(0)
-    scores = random.uniform(0, 5, 600)
-    scores[random.random(600) < 0.1] = NAN
-    cells = random.integers(0, 4, 600)
-    found = shares(scores, cells, 4, levels(scores, 0.0, 5.0))
-    assert np.allclose(found.sum(axis=1), 1.0)
-    for cell in range(4):
-        own = scores[cells == cell]
-        assert found[cell, -1] == np.isnan(own).mean()
-        assert found[cell, 0] == (own < 1.0).mean()
 
 
 def cells(*rows: tuple[float, float, float]) -> pd.DataFrame:
