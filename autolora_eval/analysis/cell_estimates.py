@@ -74,12 +74,12 @@ SEED_GROUP = "seed group"
 
 
 def prompt_diversities(
-    scores: pd.DataFrame,
-    features: Mapping[str, CellFeatures],
+    images: pd.DataFrame,
+    features: CellFeatures,
     extra: Iterable[DiversityMetric] = (),
     references: References | None = None,
 ) -> pd.DataFrame:
-    """Return equation (8) of every cell and prompt, and the other diversity metrics.
+    """Return equation (8) of a cell's prompts, and the other diversity metrics.
 
     Returns:
         Columns cell, model, method, prompt_index, prompt, n, diversity, standard_error, reason;
@@ -89,13 +89,12 @@ def prompt_diversities(
     others, known = list(extra), references or References()
     against = any(metric.against_reference for metric in others)
     rows = []
-    needed = scores[["cell", "prompt_index", "model", "method", "prompt", "image_id"]]
-    for (cell, prompt_index), images in needed.groupby(["cell", "prompt_index"], sort=False):
-        own, first = features[str(cell)], images.iloc[0]
-        matrix = own.of(images["image_id"])
+    needed = images[["cell", "prompt_index", "model", "method", "prompt", "image_id"]]
+    for prompt_index, alike in needed.groupby("prompt_index", sort=False):
+        first, matrix = alike.iloc[0], features.of(alike["image_id"])
         found = diversity(matrix)
         row: dict[str, Any] = {
-            "cell": cell,
+            "cell": first["cell"],
             "model": first["model"],
             "method": first["method"],
             "prompt_index": prompt_index,
@@ -106,9 +105,9 @@ def prompt_diversities(
             "reason": found.reason,
         }
         for metric in others:
-            other = known.bound(metric, images)(matrix)
+            other = known.bound(metric, alike)(matrix)
             row |= {metric.name: other.value, f"{metric.name}_reason": other.reason}
-        rows.append(row | ({"reference_cell": known.cells.get(str(cell))} if against else {}))
+        rows.append(row | ({"reference_cell": known.cells.get(first["cell"])} if against else {}))
     frame = pd.DataFrame(rows)
     types = {"diversity": "float64", "standard_error": "float64", "reason": "string"}
     for metric in others:

@@ -95,7 +95,7 @@ def _evaluated(
     for cell in manifest.cells:
         own = features(cell.id)
         images = with_image_errors(images_of(cell.id), own, cell, folder)
-        spread = prompt_diversities(images, {cell.id: own}, metrics, references)
+        spread = prompt_diversities(images, own, metrics, references)
         found = cell_estimates(images, spread, own, manifest.score_columns, metrics, references)
         estimates[cell.id] = {metric.column: found[metric.column] for metric in shown}
         rows.append(_row(cell, images, spread, estimates[cell.id], shown))

@@ -135,7 +135,7 @@ def measured(images: pd.DataFrame, features: CellFeatures) -> dict[str, float]:
 
 
 def estimates(images: pd.DataFrame, features: CellFeatures) -> dict[str, Estimate]:
-    prompts = prompt_diversities(images, {"M--X": features})
+    prompts = prompt_diversities(images, features)
     return cell_estimates(images, prompts, features, ["pc"])
 
 
@@ -175,7 +175,7 @@ def test_one_prompt_with_too_few_images_has_no_interval(count):
 
 def test_the_prompt_mean_of_products_is_the_mean_over_several_prompts():
     images, features = cell(SIZES)
-    prompts = prompt_diversities(images, {"M--X": features})
+    prompts = prompt_diversities(images, features)
     vectors = dict(zip(features.ids, features.matrix, strict=True))
     products = []
     for prompt in ("castle", "fox"):  # boat has no score, hill no diversity

@@ -48,6 +48,36 @@ class _Row(NamedTuple):
     label: str
 
 
+class _Sheet(NamedTuple):
+    """What one figure shows: comparisons down, metrics across, and the cells' estimates."""
+
+    data: FigureData
+    rows: Sequence[_Row]
+    metrics: Sequence[Metric]
+    estimates: Mapping[str, Estimates]
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return str(self.data.comparisons["baseline"].iloc[0])
+
+    @property
+    def unit(self) -> str:
+        """What the cells are paired over."""
+        return str(self.data.comparisons["unit"].iloc[0])
+
+    @property
+    def most_dots(self) -> int:
+        """The most units that are drawn as dots."""
+        return DOTS if len(self.rows) <= FEW_ROWS else DOTS_IN_LOW_ROWS
+
+    def of_metric(self, metric: Metric) -> pd.DataFrame:
+        """Return the comparisons by one metric, a row of NaN where there is none."""
+        compared = self.data.comparisons
+        compared = compared[compared["metric"] == metric.column].drop_duplicates("cell")
+        return compared.set_index("cell").reindex([row.cell for row in self.rows])
+
+
 def _rows(data: FigureData) -> list[_Row]:
     compared = data.comparisons
     pairs = dict(zip(compared["cell"], compared["baseline_cell"], strict=True))
@@ -72,33 +102,23 @@ def _drawings(data: FigureData) -> Iterator[Drawing]:
     for metrics in in_parts(data.metrics, COLUMNS):
         labels = join_names([metric.label for metric in metrics])
         for shown in in_parts(rows, ROWS):
+            sheet = _Sheet(data, shown, metrics, estimates)
             yield Drawing(
                 name=FIGURE.name,
-                title=f"Differences from {_first(data, 'baseline')} in {labels}",
-                caption=_caption(data, shown, metrics, estimates),
-                text=_text(data, shown, metrics),
-                draw=partial(_draw, data, shown, metrics, estimates),
+                title=f"Differences from {sheet.baseline} in {labels}",
+                caption=_caption(sheet),
+                text=_text(sheet),
+                draw=partial(_draw, sheet),
             )
 
 
-def _first(data: FigureData, column: str) -> str:
-    """Return what all comparisons share: their baseline, or their unit."""
-    return str(data.comparisons[column].iloc[0])
-
-
-def _draw(
-    data: FigureData,
-    rows: Sequence[_Row],
-    metrics: Sequence[Metric],
-    estimates: Mapping[str, Estimates],
-) -> Figure:
-    n = len(rows)
+def _draw(sheet: _Sheet) -> Figure:
+    n, shape = len(sheet.rows), (1, len(sheet.metrics))
     height = (0.62 if n <= 5 else 0.36 if n <= FEW_ROWS else 0.178) * n + 0.75
-    key = _key(data, rows, metrics, estimates)
-    figure, axes = _style.panel_grid((1, len(metrics)), len(metrics), height, key, sharey=True)
-    for axis, metric in zip(axes, metrics, strict=True):
-        _units(axis, rows, metric.column, estimates)
-        _means(axis, data, rows, metric)
+    figure, axes = _style.panel_grid(shape, shape[1], height, _key(sheet), sharey=True)
+    for axis, metric in zip(axes, sheet.metrics, strict=True):
+        _units(axis, sheet, metric.column)
+        _means(axis, sheet, metric)
         axis.axvline(0.0, color=_style.GREY, linewidth=0.8, zorder=1)
         axis.set_title(_style.label_title(metric), fontsize=7.5)
         axis.xaxis.set_major_locator(_style.few_ticks(3))
@@ -107,23 +127,19 @@ def _draw(
         axis.margins(x=0.06)
         for place in range(1, n):
             axis.axhline(place - 0.5, color="#ececec", linewidth=0.5, zorder=0)
-    names = [_style.truncate_to_width(row.label, NAMES) for row in rows]
+    names = [_style.truncate_to_width(row.label, NAMES) for row in sheet.rows]
     axes[0].set_yticks(range(n), names, fontsize=_style.SMALL)
     axes[0].set_ylim(n - 0.5, -0.5)
-    baseline = _style.short(_first(data, "baseline"), 60)
-    figure.suptitle(f"difference from {baseline}", fontsize=8.0)
+    figure.suptitle(f"difference from {_style.short(sheet.baseline, 60)}", fontsize=8.0)
     return figure
 
 
-def _units(
-    axis: Axes, rows: Sequence[_Row], metric: str, estimates: Mapping[str, Estimates]
-) -> None:
+def _units(axis: Axes, sheet: _Sheet, metric: str) -> None:
     """Draw each comparison's differences from the lowest, below, to the highest, above."""
     dots: list[Floats] = []
-    most = _most_dots(rows)
-    for place, row in enumerate(rows):
-        differences = _sorted_differences(row, metric, estimates)
-        if len(differences) > most:
+    for place, row in enumerate(sheet.rows):
+        differences = _sorted_differences(row, metric, sheet.estimates)
+        if len(differences) > sheet.most_dots:
             x, ranks = thinned(differences, CURVE_POINTS)
             y = place + 0.4 - 0.8 * ranks
             axis.fill_betweenx(y, 0.0, x, color=COLOURS[5], alpha=0.45, linewidth=0, zorder=1.5)
@@ -134,7 +150,7 @@ def _units(
             dots.append(np.stack([differences, place + 0.36 - 0.72 * ranks]))
     if dots:
         x, y = np.concatenate(dots, axis=1)
-        size = 2.6 if len(rows) <= FEW_ROWS else 1.7
+        size = 2.6 if len(sheet.rows) <= FEW_ROWS else 1.7
         axis.plot(x, y, zorder=2, label=DOT_LABEL, markersize=size, **_DOT)
 
 
@@ -160,25 +176,15 @@ def thinned(differences: Floats, at_most: int) -> tuple[Floats, Floats]:
     return differences[kept], ranks[kept]
 
 
-def _most_dots(rows: Sequence[_Row]) -> int:
-    return DOTS if len(rows) <= FEW_ROWS else DOTS_IN_LOW_ROWS
-
-
-def _means(axis: Axes, data: FigureData, rows: Sequence[_Row], metric: Metric) -> None:
-    compared = _of_metric(data, rows, metric)
-    places = np.arange(len(rows), dtype=np.float64)
+def _means(axis: Axes, sheet: _Sheet, metric: Metric) -> None:
+    compared = sheet.of_metric(metric)
+    places = np.arange(len(compared), dtype=np.float64)
     low, high = values(compared, "low"), values(compared, "high")
     axis.hlines(places, low, high, color=DARK, linewidth=1.1, zorder=3)
     certain = values(compared, "p_holm") < SIGNIFICANCE
     for chosen, filled in ((certain, True), (~certain, False)):
         x = np.where(chosen, values(compared, "difference"), np.nan)
         axis.plot(x, places, label=DIFFERENCE_LABEL, zorder=4, **_diamond(filled))
-
-
-def _of_metric(data: FigureData, rows: Sequence[_Row], metric: Metric) -> pd.DataFrame:
-    """Return the comparisons of rows by one metric, a row of NaN where there is none."""
-    compared = data.comparisons[data.comparisons["metric"] == metric.column]
-    return compared.drop_duplicates("cell").set_index("cell").reindex([row.cell for row in rows])
 
 
 def _diamond(filled: bool) -> dict[str, Any]:
@@ -192,62 +198,51 @@ def _diamond(filled: bool) -> dict[str, Any]:
     }
 
 
-def _key(
-    data: FigureData,
-    rows: Sequence[_Row],
-    metrics: Sequence[Metric],
-    estimates: Mapping[str, Estimates],
-) -> _style.Legend:
-    unit = _first(data, "unit")
-    shown = [cell[m.column] for cell in estimates.values() for m in metrics if m.column in cell]
+def _key(sheet: _Sheet) -> _style.Legend:
+    columns, cells = [metric.column for metric in sheet.metrics], sheet.estimates.values()
+    shown = [cell[column] for cell in cells for column in columns if column in cell]
     n = max((len(estimate.units) for estimate in shown), default=0)
     handles: dict[str, Line2D] = {}
-    if n > _most_dots(rows):
-        handles[f"all {unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)
+    if n > sheet.most_dots:
+        handles[f"all {sheet.unit}s, sorted"] = Line2D([], [], color=COLOURS[0], linewidth=0.8)
     elif n:
-        handles[f"one {unit}"] = Line2D([], [], markersize=3.0, **_DOT)
+        handles[f"one {sheet.unit}"] = Line2D([], [], markersize=3.0, **_DOT)
     handles[f"difference, p < {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(True))
     handles[f"difference, p ≥ {SIGNIFICANCE:g}"] = Line2D([], [], **_diamond(False))
     return _style.Legend(list(handles.values()), list(handles))
 
 
-def _caption(
-    data: FigureData,
-    rows: Sequence[_Row],
-    metrics: Sequence[Metric],
-    estimates: Mapping[str, Estimates],
-) -> str:
-    known = estimates[rows[0].cell]
+def _caption(sheet: _Sheet) -> str:
+    known = sheet.estimates[sheet.rows[0].cell]
     return say.paired(
-        _first(data, "baseline"),
-        _first(data, "unit"),
-        any(data.points.values()),
-        [metric.label for metric in metrics if metric.column not in known],
-        any(metric.kind == "product" for metric in metrics),
-        _base.swept_names(data),
-        _missing(data, rows, metrics),
+        sheet.baseline,
+        sheet.unit,
+        any(sheet.data.points.values()),
+        [metric.label for metric in sheet.metrics if metric.column not in known],
+        any(metric.kind == "product" for metric in sheet.metrics),
+        _base.swept_names(sheet.data),
+        _missing(sheet),
     )
 
 
-def _missing(
-    data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]
-) -> tuple[list[str], int]:
-    known = data.comparisons[np.isfinite(values(data.comparisons, "difference"))]
+def _missing(sheet: _Sheet) -> tuple[list[str], int]:
+    known = sheet.data.comparisons[np.isfinite(values(sheet.data.comparisons, "difference"))]
     have = set(known[["cell", "metric"]].itertuples(index=False, name=None))
-    names = [row.label for row in rows if any((row.cell, m.column) not in have for m in metrics)]
+    columns = [metric.column for metric in sheet.metrics]
+    names = [row.label for row in sheet.rows if any((row.cell, c) not in have for c in columns)]
     return names[:NAMES_LISTED], max(0, len(names) - NAMES_LISTED)
 
 
-def _text(data: FigureData, rows: Sequence[_Row], metrics: Sequence[Metric]) -> str:
+def _text(sheet: _Sheet) -> str:
     """Count how many cells are certainly above and below the baseline in each metric."""
     counts = []
-    for metric in metrics:
-        compared = _of_metric(data, rows, metric).dropna(subset=["difference"], how="all")
+    for metric in sheet.metrics:
+        compared = sheet.of_metric(metric).dropna(subset=["difference"], how="all")
         above = int((values(compared, "low") > 0).sum())
         below = int((values(compared, "high") < 0).sum())
-        only = compared["difference"].iloc[0] if len(rows) == 1 and len(compared) else None
+        only = compared["difference"].iloc[0] if len(sheet.rows) == 1 and len(compared) else None
         counts.append((metric.display_name, len(compared), above, below, only))
-    return say.paired_text(len(rows), _first(data, "baseline"), _first(data, "unit"), counts)
+    return say.paired_text(len(sheet.rows), sheet.baseline, sheet.unit, counts)
 
 
 FIGURE = FigureKind("paired_differences", place=40, drawings=_drawings)
