@@ -132,9 +132,12 @@ class GuidedModel:
             GuiderFailedError: if it does not make an image of a batch of 1 again.
         """
         if cell.id not in self._batch_sizes:
-            sizes = dict.fromkeys((self._here.batch_size, 1))
-            fitting = (size for size in sizes if self._repeats_an_image(cell, min(size, 2)))
-            self._batch_sizes[cell.id] = next(fitting, 0)
+            found = 0
+            for size in dict.fromkeys((self._here.batch_size, 1)):
+                if self._repeats_an_image(cell, min(size, 2)):
+                    found = size
+                    break
+            self._batch_sizes[cell.id] = found
             self.pipeline.release_text_encoders()
         if not self._batch_sizes[cell.id]:
             name = cell.method.definition.name
