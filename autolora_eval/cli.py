@@ -12,48 +12,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from autolora_eval import _options as options
 from autolora_eval._errors import UsageError, failure_message, interrupt_again
-from autolora_eval._options import (
-    ANALYZE,
-    METHODS,
-    RUN,
-    AcceptVersions,
-    AnyJudges,
-    ArchiveOption,
-    BaselineOption,
-    BenchmarkOrRun,
-    CellArgument,
-    Commands,
-    DebugOption,
-    EngineOption,
-    ImagesModel,
-    ImagesOption,
-    JointOutputOption,
-    JsonOption,
-    JudgeName,
-    LimitPrompts,
-    LimitSeeds,
-    MethodNames,
-    NoCode,
-    OutputOption,
-    ParameterOption,
-    PromptArgument,
-    PromptOption,
-    RatingsArgument,
-    RayAddress,
-    RunFolderArgument,
-    RunFolderArguments,
-    RunOrArchive,
-    SeedArgument,
-    VersionOption,
-)
 from autolora_eval._text import printable
 
 DEBUG = "AUTOLORA_EVAL_DEBUG"
 
 app = typer.Typer(
     name="autolora-eval",
-    cls=Commands,
+    cls=options.Commands,
     help="Evaluate guidance methods on LoRA-tuned diffusion models: diversity, scores by a "
     "vision-language judge, and their product.",
     no_args_is_help=True,
@@ -64,20 +31,22 @@ app = typer.Typer(
 
 
 @app.callback()
-def _common_options(debug: DebugOption = False, version: VersionOption = False) -> None:
+def _common_options(
+    debug: options.DebugOption = False, version: options.VersionOption = False
+) -> None:
     if debug:
         os.environ[DEBUG] = "1"
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=options.RUN)
 def init(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The file to write, such as mine.yaml.")
     ],
     pipeline: Annotated[str, typer.Option(metavar="PATH", help="A pipeline folder or hub id.")],
     lora: Annotated[str, typer.Option(metavar="PATH", help="A LoRA file, folder or hub id.")],
-    prompt: PromptOption = None,
-    judge: JudgeName = None,
+    prompt: options.PromptOption = None,
+    judge: options.JudgeName = None,
 ) -> None:
     """Write a commented benchmark file for your model and LoRA, and its JSON Schema."""
     from autolora_eval import _display as display
@@ -88,13 +57,13 @@ def init(
     display.show_path("benchmark", file)
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=options.RUN)
 def plan(
-    benchmark: BenchmarkOrRun,
-    output: OutputOption = None,
-    limit_prompts: LimitPrompts = None,
-    limit_seeds: LimitSeeds = None,
-    no_code: NoCode = False,
+    benchmark: options.BenchmarkOrRun,
+    output: options.OutputOption = None,
+    limit_prompts: options.LimitPrompts = None,
+    limit_seeds: options.LimitSeeds = None,
+    no_code: options.NoCode = False,
 ) -> None:
     """Show what a run would do, reuse and cost, without loading a model."""
     from autolora_eval import _display as display
@@ -114,18 +83,18 @@ def plan(
     display.show_outlook(pipeline.folder, run_outlook(pipeline.plan, pipeline.folder))
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=options.RUN)
 def run(
-    benchmark: BenchmarkOrRun,
-    output: OutputOption = None,
-    limit_prompts: LimitPrompts = None,
-    limit_seeds: LimitSeeds = None,
-    accept_versions: AcceptVersions = False,
+    benchmark: options.BenchmarkOrRun,
+    output: options.OutputOption = None,
+    limit_prompts: options.LimitPrompts = None,
+    limit_seeds: options.LimitSeeds = None,
+    accept_versions: options.AcceptVersions = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the plan, like the command plan.")
     ] = False,
-    engine: EngineOption = "local",
-    ray_address: RayAddress = None,
+    engine: options.EngineOption = "local",
+    ray_address: options.RayAddress = None,
 ) -> None:
     """Run all stages: generate, score, report. Run the same command again to resume."""
     from autolora_eval import _display as display
@@ -142,15 +111,15 @@ def run(
     display.show_run(pipeline.run())
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=options.RUN)
 def generate(
-    benchmark: BenchmarkOrRun,
-    output: OutputOption = None,
-    limit_prompts: LimitPrompts = None,
-    limit_seeds: LimitSeeds = None,
-    accept_versions: AcceptVersions = False,
-    engine: EngineOption = "local",
-    ray_address: RayAddress = None,
+    benchmark: options.BenchmarkOrRun,
+    output: options.OutputOption = None,
+    limit_prompts: options.LimitPrompts = None,
+    limit_seeds: options.LimitSeeds = None,
+    accept_versions: options.AcceptVersions = False,
+    engine: options.EngineOption = "local",
+    ray_address: options.RayAddress = None,
 ) -> None:
     """Generate the images of a benchmark (the first stage of run)."""
     from autolora_eval import _display as display
@@ -168,19 +137,19 @@ def generate(
     display.show_path("images", pipeline.folder.path / "images")
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=options.RUN)
 def score(
-    benchmark: BenchmarkOrRun,
-    output: OutputOption = None,
-    limit_prompts: LimitPrompts = None,
-    limit_seeds: LimitSeeds = None,
-    images: ImagesOption = None,
+    benchmark: options.BenchmarkOrRun,
+    output: options.OutputOption = None,
+    limit_prompts: options.LimitPrompts = None,
+    limit_seeds: options.LimitSeeds = None,
+    images: options.ImagesOption = None,
     name: Annotated[
         str, typer.Option(metavar="NAME", help="The name of --images in the tables.")
     ] = "Images",
-    model: ImagesModel = None,
-    engine: EngineOption = "local",
-    ray_address: RayAddress = None,
+    model: options.ImagesModel = None,
+    engine: options.EngineOption = "local",
+    ray_address: options.RayAddress = None,
 ) -> None:
     """Extract features, judge the images and write the tables (the second stage of run)."""
     from autolora_eval import _display as display
@@ -212,8 +181,8 @@ def score(
     display.show_path("table", pipeline.folder.table("csv"))
 
 
-@app.command(rich_help_panel=RUN)
-def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
+@app.command(rich_help_panel=options.RUN)
+def report(benchmark: options.BenchmarkOrRun, output: options.OutputOption = None) -> None:
     """Draw the figures and write report.pdf and report.html (the last stage of run)."""
     from autolora_eval import _display as display
     from autolora_eval._files import writing
@@ -229,12 +198,12 @@ def report(benchmark: BenchmarkOrRun, output: OutputOption = None) -> None:
     display.show_path("report", folder.report_pdf)
 
 
-@app.command(rich_help_panel=ANALYZE)
+@app.command(rich_help_panel=options.ANALYZE)
 def compare(
-    runs: RunFolderArguments,
-    output: JointOutputOption = None,
-    baseline: BaselineOption = None,
-    allow_different_judges: AnyJudges = False,
+    runs: options.RunFolderArguments,
+    output: options.JointOutputOption = None,
+    baseline: options.BaselineOption = None,
+    allow_different_judges: options.AnyJudges = False,
 ) -> None:
     """Put several runs into one table and report, with paired comparisons."""
     from autolora_eval import _display as display
@@ -249,13 +218,13 @@ def compare(
     display.show_run(joint)
 
 
-@app.command(rich_help_panel=ANALYZE)
+@app.command(rich_help_panel=options.ANALYZE)
 def explain(
-    run: RunFolderArgument,
-    cell: CellArgument,
-    prompt: PromptArgument = None,
-    seed: SeedArgument = None,
-    as_json: JsonOption = False,
+    run: options.RunFolderArgument,
+    cell: options.CellArgument,
+    prompt: options.PromptArgument = None,
+    seed: options.SeedArgument = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show where a number comes from: images, hashes, neighbours and the judge's replies."""
     from autolora_eval import _display as display
@@ -269,8 +238,8 @@ def explain(
         print_explanation(explanation, display.console)
 
 
-@app.command(rich_help_panel=ANALYZE)
-def verify(run: RunOrArchive) -> None:
+@app.command(rich_help_panel=options.ANALYZE)
+def verify(run: options.RunOrArchive) -> None:
     """Check a run's files against its records. Exit code 1 if any is missing, changed or extra."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.archive import verify as verify_run
@@ -284,8 +253,8 @@ def verify(run: RunOrArchive) -> None:
     display.show_path("verified", run)
 
 
-@app.command(rich_help_panel=ANALYZE)
-def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
+@app.command(rich_help_panel=options.ANALYZE)
+def pack(run: options.RunFolderArgument, output: options.ArchiveOption = None) -> None:
     """Write a run into one archive, with a dataset card and the hash of every file."""
     from autolora_eval import _display as display
     from autolora_eval.analysis.archive import pack as pack_run
@@ -293,8 +262,8 @@ def pack(run: RunFolderArgument, output: ArchiveOption = None) -> None:
     display.show_path("archive", pack_run(run, output))
 
 
-@app.command(rich_help_panel=ANALYZE)
-def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
+@app.command(rich_help_panel=options.ANALYZE)
+def agreement(run: options.RunFolderArgument, ratings: options.RatingsArgument) -> None:
     """Compare the judge with human ratings of the same images."""
     from autolora_eval import _display as display
     from autolora_eval._files import writing
@@ -306,13 +275,13 @@ def agreement(run: RunFolderArgument, ratings: RatingsArgument) -> None:
         display.show_agreement(opened.folder, write_agreement(opened, ratings))
 
 
-@app.command(rich_help_panel=METHODS)
+@app.command(rich_help_panel=options.METHODS)
 def methods(
-    names: MethodNames = None,
+    names: options.MethodNames = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show all details of every method.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """List the available methods: built in, from diffusers, and from installed packages."""
     from autolora_eval import _display as display
@@ -327,7 +296,7 @@ def methods(
         display.show_method_list(found)
 
 
-@app.command(rich_help_panel=METHODS)
+@app.command(rich_help_panel=options.METHODS)
 def check(
     guider: Annotated[
         str,
@@ -335,7 +304,7 @@ def check(
             metavar="GUIDER", help="The dotted path of a guider class, or the name of a method."
         ),
     ],
-    parameter: ParameterOption = None,
+    parameter: options.ParameterOption = None,
     model: Annotated[
         Literal["sdxl", "sd3"], typer.Option(help="The architecture of the tiny model.")
     ] = "sdxl",
@@ -348,7 +317,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=METHODS)
+@app.command(rich_help_panel=options.METHODS)
 def doctor(
     benchmark: Annotated[
         str | None,
