@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -212,8 +213,10 @@ HEADERS = [
 
 
 def safetensors(header: Any) -> bytes:
-    text = as_json(header).encode()
-    return struct.pack("<Q", len(text)) + text + np.ones(32, np.float32).tobytes()
+    text = as_json(header)
+    stops = map(int, re.findall(r'"data_offsets": ?\[\d+, ?(\d{1,3})\]', text))
+    data = np.ones(250, np.float32).tobytes()[: max(stops, default=0)]
+    return struct.pack("<Q", len(text.encode())) + text.encode() + data
 
 
 CONFIG = {"lora_alpha": 4, "use_rslora": True, "alpha_pattern": {"mid_block": 2}}

@@ -103,7 +103,7 @@ def test_a_lora_of_the_hub_in_the_cache_is_checked_by_the_plan(problem, data, ca
     (cached("someone/lora") / "a.safetensors").write_bytes(b"<html>Log in to download</html>")
     line = problem(data)
     assert "models.A.lora: " in line
-    assert "a.safetensors' is not a .safetensors file" in line
+    assert "a.safetensors' is not a whole .safetensors file" in line
 
 
 @pytest.fixture

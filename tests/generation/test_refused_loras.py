@@ -2,13 +2,14 @@
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from lora_networks import effects, kohya, named, pairs_of
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval.config.lora_file import read_lora_file
@@ -169,9 +170,10 @@ def test_one_of_several_files_of_a_lora_is_refused(tmp_path):
 
 DAMAGED = {
     "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n",
-    "not a .safetensors file": b"<html>Log in to download</html>",
-    "damaged header": (20).to_bytes(8, "little") + b"{" * 20,
-    "or its header is cut off": (20).to_bytes(8, "little") + b"{",
+    "is not a whole .safetensors file (header too large)": b"<html>Log in to download</html>",
+    "(invalid JSON in header: key must be": (20).to_bytes(8, "little") + b"{" * 20,
+    "(header too small). Fetch it again": b"{",
+    "file not fully covered": save(LAYER)[:-100],
 }
 
 
@@ -179,18 +181,9 @@ DAMAGED = {
 def test_a_damaged_file_is_refused_by_name(message, tmp_path):
     file = tmp_path / "mine.safetensors"
     file.write_bytes(DAMAGED[message])
-    with pytest.raises(UsageError, match=message) as caught:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
         read_lora_file(file)
     assert str(file) in str(caught.value)
-
-
-def test_a_truncated_file_is_refused_with_its_sizes(tmp_path):
-    file = tmp_path / "mine.safetensors"
-    save_file(LAYER, file)
-    whole = file.stat().st_size
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UsageError, match=f"lists {whole:,} bytes, it has {whole - 100:,}"):
-        read_lora_file(file)
 
 
 def test_a_lora_of_another_base_model_is_refused(unet, transformer, tmp_path):

@@ -124,7 +124,12 @@ BAD: list[tuple[str, str | int | None, str, str]] = [
     ("run/features/A--CFG.safetensors", -10, "explain run A--CFG", "Cannot read features from '"),
     ("unread", "", f"explain run A--CFG {LONG}", "The run has no prompt '99999"),
     ("mine/list.csv", CSV, SCORE, "list.csv, row 1': seed '99999"),
-    ("lora/style.safetensors", -4, "plan bench.yaml", "style.safetensors' is cut off"),
+    (
+        "lora/style.safetensors",
+        -4,
+        "plan bench.yaml",
+        "style.safetensors' is not a whole .safetensors file",
+    ),
 ]
 
 
