@@ -122,8 +122,9 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, -1)  # never trim
 
 
-# On mps and CPUs torch has no OutOfMemoryError, but a RuntimeError with one of these phrases.
-_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+# On mps and CPUs, and in cuBLAS and cuDNN, torch has no OutOfMemoryError, but a RuntimeError with
+# one of these phrases.
+_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

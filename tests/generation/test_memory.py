@@ -130,9 +130,11 @@ def test_other_models_finish_if_one_cannot_be_loaded(one_lora, run, tmp_path, mo
     assert (counts[0], counts[1]) == (0, len(plan.jobs))
 
 
-def test_what_other_devices_say_is_out_of_memory_too():
+def test_what_other_devices_and_cuda_libraries_say_is_out_of_memory_too():
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
