@@ -22,13 +22,13 @@ from typing import Any
 
 from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
 from autolora_eval.config.lora_file import LoraFile
-from autolora_eval.config.model_section import VAE, checkpoint_parameters
+from autolora_eval.config.model_section import VAE, checkpoint_tensors
 from autolora_eval.config.plan import describe_sampling
 from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
 from autolora_eval.runs.manifest import PromptCuts
 from autolora_eval.sources.model_source import Source, cached
-from autolora_eval.sources.safetensors_file import read_header
+from autolora_eval.sources.safetensors_file import TensorInfo, read_header
 
 
 def model_facts(
@@ -219,23 +219,23 @@ def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | No
     dtype = "float16" if dtype == "auto" else dtype
     size = _BYTES[dtype]
     kind = str(read_config(model.layout, INDEX).get("_class_name", ""))
-    numbers = _numbers(model, index.parent, kind)
-    denoiser = "unet" if "unet" in numbers else "transformer"
+    weights = _weights(model, index.parent, kind, dtype)
+    denoiser = "unet" if "unet" in weights else "transformer"
     unet_or_transformer = read_config(model.layout, f"{denoiser}/config.json")
     vae = read_config(model.vae or model.layout, VAE if model.vae else f"vae/{VAE}")
     loras = model.switched_loras
     per_pixel = _pass_channels(unet_or_transformer, loras)
-    if denoiser not in numbers or "vae" not in numbers or per_pixel is None:
+    if denoiser not in weights or "vae" not in weights or per_pixel is None:
         return None
-    encoders = sorted(name for name in numbers if name.startswith("text_encoder"))
+    encoders = sorted(name for name in weights if name.startswith("text_encoder"))
     upcast = kind.startswith("StableDiffusionXL") and vae.get("force_upcast", True)
     vae_size = 4 if upcast and dtype == "float16" else size
     pixels = model.size[0] * model.size[1]
     return ModelMemory(
         dtype=dtype,
-        encoders=tuple(numbers[name] * size for name in encoders),
-        denoiser=(numbers[denoiser] + sum(_count(lora.path) for lora in loras)) * size,
-        vae=numbers["vae"] * vae_size,
+        encoders=tuple(weights[name] for name in encoders),
+        denoiser=weights[denoiser] + sum(_bytes_of(lora.path, dtype) for lora in loras),
+        vae=weights["vae"] * vae_size // size,
         pass_per_image=int(per_pixel * pixels / _factor(vae) ** 2 * size),
         decoding=3 * _widest(vae) * pixels * vae_size,
         output_per_image=2 * 3 * pixels * vae_size,
@@ -246,18 +246,20 @@ def _vae_config(model: ResolvedModel) -> Path | None:
     return cached(model.vae, VAE) if model.vae else cached(model.layout, f"vae/{VAE}")
 
 
-def _numbers(model: ResolvedModel, folder: Path, kind: str) -> dict[str, int]:
-    """Return the number of parameters of each component that is loaded."""
+def _weights(model: ResolvedModel, folder: Path, kind: str, dtype: str) -> dict[str, int]:
+    """Return the bytes of the weights of each component that is loaded."""
     if model.pipeline.kind == "file":
-        numbers = checkpoint_parameters(model.pipeline.path, kind)
+        parts = checkpoint_tensors(model.pipeline.path, kind).items()
+        weights = {name: _bytes(tensors, dtype) for name, tensors in parts}
     else:
-        numbers = {part.name: _parameters(part, model.spec.variant) for part in folder.iterdir()}
+        variant = model.spec.variant
+        weights = {part.name: _folder_bytes(part, variant, dtype) for part in folder.iterdir()}
     config = _vae_config(model)
     if config is None:
-        numbers.pop("vae", None)
+        weights.pop("vae", None)
     elif model.vae is not None:
-        numbers["vae"] = _parameters(config.parent, None)
-    return {name: n for name, n in numbers.items() if n and name not in model.spec.left_out}
+        weights["vae"] = _folder_bytes(config.parent, None, dtype)
+    return {name: n for name, n in weights.items() if n and name not in model.spec.left_out}
 
 
 def _pass_channels(config: Mapping[str, Any], loras: Sequence[LoraFile]) -> float | None:
@@ -312,13 +314,22 @@ def _widest(vae: Mapping[str, Any]) -> int:
     return int(channels[min(1, len(channels) - 1)])
 
 
-def _parameters(folder: Path, variant: str | None) -> int:
-    """Return the number of parameters of a component; 0 without weights."""
+def _folder_bytes(folder: Path, variant: str | None, dtype: str) -> int:
+    """Return the bytes of a component's weights; 0 without weights."""
     files = [file for file in folder.glob("*.safetensors") if file.is_file()]
     of_variant = [file for file in files if variant and f".{variant}" in file.name]
     plain = [file for file in files if "." not in file.name.removesuffix(".safetensors")]
-    return sum(map(_count, of_variant or plain))
+    return sum(_bytes_of(file, dtype) for file in of_variant or plain)
 
 
-def _count(file: Path) -> int:
-    return sum(math.prod(tensor.shape) for tensor in read_header(file)[0].values())
+def _bytes_of(file: Path, dtype: str) -> int:
+    return _bytes(read_header(file)[0], dtype)
+
+
+def _bytes(tensors: Mapping[str, TensorInfo], dtype: str) -> int:
+    """Return the bytes of weights in a precision. transformers keeps T5's `wo` in float32."""
+    return sum(
+        math.prod(tensor.shape)
+        * _BYTES["float32" if dtype == "float16" and ".wo." in name else dtype]
+        for name, tensor in tensors.items()
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,7 +37,7 @@ from autolora_eval.sources.model_source import (
     find_lora,
     find_model,
 )
-from autolora_eval.sources.safetensors_file import read_header
+from autolora_eval.sources.safetensors_file import TensorInfo, read_header
 
 LEFT_OUT = "text_encoder_3"
 VAE = "config.json"
@@ -197,16 +196,16 @@ def check_checkpoint(model: ResolvedModel) -> None:
         )
 
 
-def checkpoint_parameters(file: Path, kind: str) -> dict[str, int]:
-    """Return the number of parameters of each component in a single file, from its header."""
+def checkpoint_tensors(file: Path, kind: str) -> dict[str, dict[str, TensorInfo]]:
+    """Return the tensors of each component in a single file, from its header."""
     tensors = read_header(file)[0].items()
-    return {
-        component: sum(
-            math.prod(tensor.shape)
-            for name, tensor in tensors
-            if name.startswith(_DENOISER if start.startswith(_DENOISER) else start)
-        )
+    starts = {
+        component: _DENOISER if start.startswith(_DENOISER) else start
         for component, start in _IN_CHECKPOINT.get(kind, {}).items()
+    }
+    return {
+        component: {name: tensor for name, tensor in tensors if name.startswith(start)}
+        for component, start in starts.items()
     }
 
 

@@ -23,6 +23,7 @@ from autolora_eval.config.gpu_memory import model_memory
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.model_section import check_checkpoint
 from autolora_eval.config.schema import Model
+from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.sources.model_source import Source
 
 pytestmark = pytest.mark.model
@@ -75,6 +76,12 @@ def test_a_single_file_is_the_folder_that_it_was_written_from(make, tmp_path):
     # T5's embeddings are in the file under two names.
     assert memory.encoders[:2] == of_folder.encoders[:2]
     assert replace(memory, encoders=()) == replace(of_folder, encoders=())
+    # transformers keeps a part of T5 in float32.
+    loaded = LoraPipeline.load(resolved(folder), torch.device("cpu"), torch.float16)
+    assert of_folder.encoders == tuple(
+        sum(p.numel() * p.element_size() for p in encoder.parameters())
+        for encoder in loaded.text_encoders
+    )
     # A VAE of its own replaces that of the file as well.
     torch.manual_seed(5)
     small_vae(force_upcast=False, shift_factor=0.1).save_pretrained(tmp_path / "vae")
