@@ -21,8 +21,8 @@ from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
+from autolora_eval.guidance.autolora import LeanClassifierFreeGuidance as LeanCFG
 from autolora_eval.guidance.denoiser_state import AdapterSwitch, adapter_layers, can_mix
-from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance as LeanCFG
 from autolora_eval.guidance.method_registry import GUIDERS
 
 pytestmark = pytest.mark.model

@@ -28,7 +28,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "An image is scored only": (
         "test_a_picture_whose_bytes_are_not_those_of_its_record_is_not_scored",
     ),
-    "Scores are always parsed": ("test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it",),
+    "Scores are always parsed": (
+        "test_scores_are_those_of_the_reply_and_not_of_the_copy_beside_it",
+    ),
     "Features that were changed": ("test_features_that_were_changed_are_refused",),
     "`report`, `explain` and `compare` refuse": (
         "test_report_explain_and_compare_refuse_an_edited_table",

@@ -32,9 +32,9 @@ def _nfe_per_step(parameters: CFGParameters, step: int, num_steps: int) -> int:
 
 
 def _build(parameters: CFGParameters) -> BaseGuidance:
-    from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance
+    from autolora_eval.guidance.autolora import LeanClassifierFreeGuidance
 
-    return LeanClassifierFreeGuidance(guidance_scale=parameters.guidance_scale)
+    return LeanClassifierFreeGuidance(**parameters.model_dump())
 
 
 METHOD = GuiderMethod(

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from autolora_eval.guidance.equations import cfg_terms, in_interval
 from autolora_eval.guidance.methods.cfg import METHOD as CFG
 from autolora_eval.guidance.methods.cfg import CFGParameters
-
-if TYPE_CHECKING:
-    from diffusers.guiders import BaseGuidance
-
-# diffusers cuts start · steps down to a whole number: 0.29 · 100, just below 29, would be 28.
-_ROUNDING = 1e-11
 
 
 class CFGIntervalParameters(CFGParameters):
@@ -40,16 +33,6 @@ def _nfe_per_step(parameters: CFGIntervalParameters, step: int, num_steps: int) 
     return len(cfg_terms(p.guidance_scale)) if acts else 1
 
 
-def _build(parameters: CFGIntervalParameters) -> BaseGuidance:
-    from autolora_eval.guidance.lean_cfg import LeanClassifierFreeGuidance
-
-    p = parameters
-    start, stop = (min(edge + _ROUNDING, 1.0) if edge else 0.0 for edge in (p.start, p.stop))
-    if start == 1.0:  # which diffusers refuses
-        return LeanClassifierFreeGuidance(guidance_scale=p.guidance_scale, enabled=False)
-    return LeanClassifierFreeGuidance(guidance_scale=p.guidance_scale, start=start, stop=stop)
-
-
 METHOD = replace(
     CFG,
     name="cfg_interval",
@@ -59,5 +42,4 @@ METHOD = replace(
     source="Kynkäänniemi et al. 2024, arXiv 2404.07724, with steps in place of noise levels",
     parameters=CFGIntervalParameters,
     nfe_per_step=_nfe_per_step,
-    build=_build,
 )
