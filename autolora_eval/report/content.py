@@ -271,12 +271,12 @@ def _compared(view: RunView) -> str:
     names = list(dict.fromkeys(truncate(row["method"], NAME_LENGTH) for row in view.rows))
     models = [truncate(model, NAME_LENGTH) for model in view.models]
     return say.compared(
-        names if len(names) <= NAMES_LISTED else [],
-        len(names),
-        models if len(models) <= NAMES_LISTED else [],
-        len(models),
-        view.images["prompt_index"].nunique(),
-        view.images["seed"].nunique(),
-        len(view.images),
-        view.imported,
+        methods=names if len(names) <= NAMES_LISTED else [],
+        n_methods=len(names),
+        models=models if len(models) <= NAMES_LISTED else [],
+        n_models=len(models),
+        n_prompts=view.images["prompt_index"].nunique(),
+        n_seeds=view.images["seed"].nunique(),
+        n_images=len(view.images),
+        imported=view.imported,
     )

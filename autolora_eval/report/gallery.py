@@ -255,12 +255,12 @@ def _what_is_shown(view: RunView, shown: Sequence[Shown]) -> str:
         for column in ("prompt_index", "seed")
     )
     return say.some_shown(
-        len(shown),
-        total,
-        prompts,
-        seeds,
-        len({image.cell for image in shown}),
-        len(view.rows),
-        sum(unscored_reason(view, image.row) is not None for image in shown),
-        sum(n for _, n in view.unscored_reasons) if view.judged else 0,
+        n=len(shown),
+        total=total,
+        prompts=prompts,
+        seeds=seeds,
+        n_cells=len({image.cell for image in shown}),
+        all_cells=len(view.rows),
+        n_unscored=sum(unscored_reason(view, image.row) is not None for image in shown),
+        all_unscored=sum(n for _, n in view.unscored_reasons) if view.judged else 0,
     )

@@ -128,14 +128,14 @@ def _shown(row: Row, n: int, total: int, cell: str, judged: Sequence[Metric]) ->
     raw = row.get("raw")
     raw = raw if isinstance(raw, str) else None
     about = say.reply(
-        truncate(row.get("model") or "", NAME_LENGTH),
-        n,
-        total,
-        row.get("attempt", 1),
-        bool(row.get("cached")),
-        as_finite_float(row.get("latency_seconds")),
-        _scores(row, judged),
-        raw is not None,
+        model=truncate(row.get("model") or "", NAME_LENGTH),
+        n=n,
+        total=total,
+        attempt=row.get("attempt", 1),
+        cached=bool(row.get("cached")),
+        seconds=as_finite_float(row.get("latency_seconds")),
+        judgement=_scores(row, judged),
+        has_text=raw is not None,
     )
     note = ""
     if raw is not None and len(raw) > RAW_LENGTH:

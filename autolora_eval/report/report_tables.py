@@ -115,10 +115,15 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
 
     groups = group_rows(view, cells, rows)
     costs = ("NFE", "s/image")[: len(cost_columns(view))]
-    several, has_seconds, unit = len(groups) > 1, len(costs) > 1, unit_name(view.compared)
-    alone = [m.label for m in part if m.kind == "score" and not m.has_product]
     caption = say.by_cell(
-        part, unit, several, has_seconds, view.is_swept, len(view.rows), chosen, alone
+        metrics=part,
+        unit=unit_name(view.compared),
+        several_models=len(groups) > 1,
+        has_seconds=len(costs) > 1,
+        swept=view.is_swept,
+        n_cells=len(view.rows),
+        chosen=chosen,
+        without_product=[m.label for m in part if m.kind == "score" and not m.has_product],
     )
     heads = (*map(table_layout.metric_head, part), *costs)
     return Table(heads, groups, caption=sanitize(caption), footnotes=footnotes.listed())

@@ -85,11 +85,11 @@ def _caption(data: FigureData, costs: Sequence[Cost], metrics: Sequence[Metric])
     unknown = [c.display_name for c in COSTS if not np.isfinite(values(data.table, c.column)).any()]
     columns = [*(cost.column for cost in costs), *(metric.column for metric in metrics)]
     return say.cost(
-        [cost.display_name for cost in costs],
-        unknown,
-        _style.clipped_labels(data.table, metrics),
-        _base.swept_names(data),
-        _base.cells_not_drawn(data, columns),
+        costs=[cost.display_name for cost in costs],
+        not_recorded=unknown,
+        clipped_metrics=_style.clipped_labels(data.table, metrics),
+        parameters=_base.swept_names(data),
+        missing=_base.cells_not_drawn(data, columns),
     )
 
 

@@ -215,13 +215,13 @@ def _key(sheet: _Sheet) -> _style.Legend:
 def _caption(sheet: _Sheet) -> str:
     known = sheet.estimates[sheet.rows[0].cell]
     return say.paired(
-        sheet.baseline,
-        sheet.unit,
-        any(sheet.data.points.values()),
-        [metric.label for metric in sheet.metrics if metric.column not in known],
-        any(metric.kind == "product" for metric in sheet.metrics),
-        _base.swept_names(sheet.data),
-        _missing(sheet),
+        baseline=sheet.baseline,
+        unit=sheet.unit,
+        swept=any(sheet.data.points.values()),
+        without_units=[metric.label for metric in sheet.metrics if metric.column not in known],
+        has_products=any(metric.kind == "product" for metric in sheet.metrics),
+        parameters=_base.swept_names(sheet.data),
+        missing=_missing(sheet),
     )
 
 

@@ -280,14 +280,14 @@ def _taking(data: FigureData, sweep: Sweep, facets: Sequence[Facet]) -> list[str
 def _caption(data: FigureData, sheet: _Sheet) -> str:
     cells, columns = sheet.cells, [metric.column for metric in sheet.metrics]
     return say.sweep(
-        parameter_label(sheet.sweep.parameter),
-        sheet.sweep.is_number,
-        bool(set(cells["method"]) - set(_taking(data, sheet.sweep, sheet.facets))),
-        sheet.has_published,
-        _style.clipped_labels(cells, sheet.metrics),
-        len(sheet.facets),
-        len(sheet.facets) + sheet.n_left_out,
-        _base.cells_not_drawn(data, columns, cells["cell"].unique().tolist()),
+        parameter=parameter_label(sheet.sweep.parameter),
+        is_number=sheet.sweep.is_number,
+        has_constant=bool(set(cells["method"]) - set(_taking(data, sheet.sweep, sheet.facets))),
+        has_published=sheet.has_published,
+        clipped_metrics=_style.clipped_labels(cells, sheet.metrics),
+        n_shown=len(sheet.facets),
+        n_total=len(sheet.facets) + sheet.n_left_out,
+        missing=_base.cells_not_drawn(data, columns, cells["cell"].unique().tolist()),
     )
 
 
