@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from autolora_eval._text import (
@@ -33,7 +33,7 @@ class TableCell:
         published: The published value; empty where the row has none.
         difference: The value minus the published one.
         details: Further short texts, which are set in small type below the value.
-        footnote: Letter of the footnote that explains a missing value.
+        why: Why the value is missing, for a footnote.
         cell: Id of the configuration that the value belongs to; empty without one.
     """
 
@@ -43,7 +43,7 @@ class TableCell:
     published: str = ""
     difference: str = ""
     details: tuple[str, ...] = ()
-    footnote: str = ""
+    why: str = ""
     cell: str = ""
 
 
@@ -74,14 +74,6 @@ class TableGroup:
 
 
 @dataclass(frozen=True)
-class Footnote:
-    """A note below a table, with its letter."""
-
-    letter: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Table:
     """A table.
 
@@ -90,7 +82,7 @@ class Table:
         labels: Heads of the columns that name a row.
         title: What all columns show; empty where each shows another metric.
         caption: How to read the table.
-        footnotes: Why values are missing.
+        footnotes: Why values are missing: the letter of each reason.
     """
 
     columns: tuple[str, ...]
@@ -98,7 +90,7 @@ class Table:
     labels: tuple[str, ...] = ("",)
     title: str = ""
     caption: str = ""
-    footnotes: tuple[Footnote, ...] = ()
+    footnotes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

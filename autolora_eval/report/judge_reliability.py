@@ -31,7 +31,7 @@ from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, Ta
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.report_tables import (
     METRICS_PER_TABLE,
-    Footnotes,
+    footnotes,
     group_rows,
     merge_equal_rows,
     unit_name,
@@ -138,13 +138,11 @@ def _repeat_sentences(view: RunView) -> list[str]:
 
 
 def _repeat_table(view: RunView, part: Sequence[Metric], repeated: bool, expected: bool) -> Table:
-    footnotes = Footnotes()
-
     def cells(cell: str) -> list[TableCell]:
         found = []
         for score in part:
             row = row_where(view.reliability, score=score.column, cell=cell)
-            found += _repeat_cells(row, footnotes) if repeated else []
+            found += _repeat_cells(row) if repeated else []
             means = ("mean", "expected_mean") if expected else ()
             found += [TableCell(format_fixed(row.get(key))) for key in means]
         return found
@@ -157,22 +155,22 @@ def _repeat_table(view: RunView, part: Sequence[Metric], repeated: bool, expecte
         columns += [f"{score.label} α", f"{score.label} equal"] if repeated else []
         columns += [f"{score.label} mean", f"{score.label} expected"] if expected else []
     caption = say.repeats_caption(repeated, expected, unit_name(view.reliability))
-    return Table(tuple(columns), groups, caption=caption, footnotes=footnotes.listed())
+    return Table(tuple(columns), groups, caption=caption, footnotes=footnotes(groups))
 
 
-def _repeat_cells(row: Row, footnotes: Footnotes) -> list[TableCell]:
+def _repeat_cells(row: Row) -> list[TableCell]:
     within = format_interval(row.get("alpha_low"), row.get("alpha_high"))
     share, n = as_finite_float(row.get("exact_agreement")), as_finite_float(row.get("n_repeated"))
     equal = TableCell(DASH)
     if share is not None:
         equal = TableCell(f"{share:.1%}", details=(f"of {pluralize(int(n or 0), 'image')}",))
-    alpha = TableCell(format_fixed(row.get("alpha")), within, footnote=_why(row, footnotes))
+    alpha = TableCell(format_fixed(row.get("alpha")), within, why=_why(row))
     return [alpha, equal]
 
 
-def _why(row: Row, footnotes: Footnotes) -> str:
-    """Return the letter of the footnote that says why a statistic is missing, if it is."""
-    return footnotes.letter(truncate(text_of(row.get("reason")) or "", REASON_LENGTH))
+def _why(row: Row) -> str:
+    """Return why a statistic is missing, if it is."""
+    return truncate(text_of(row.get("reason")) or "", REASON_LENGTH)
 
 
 # ---- Agreement with people
@@ -212,22 +210,19 @@ def _people_sentences(view: RunView) -> list[str]:
 
 
 def _agreement_table(view: RunView) -> Table:
-    footnotes = Footnotes()
     rows = [
         row
         for score in _rated(view)
         for compared, name in ((JUDGE, score.label), (EXPECTED, f"{score.label} expected"))
-        if (row := _agreement_row(view, score, compared, name, footnotes))
+        if (row := _agreement_row(view, score, compared, name))
     ]
     columns = (*(statistic.head for statistic in STATISTICS.values()), "Images")
     caption = say.agreement_caption(unit_name(view.agreement))
     groups = (TableGroup("", tuple(rows)),)
-    return Table(columns, groups, caption=caption, footnotes=footnotes.listed())
+    return Table(columns, groups, caption=caption, footnotes=footnotes(groups))
 
 
-def _agreement_row(
-    view: RunView, score: Metric, compared: str, name: str, footnotes: Footnotes
-) -> TableRow | None:
+def _agreement_row(view: RunView, score: Metric, compared: str, name: str) -> TableRow | None:
     """Return the statistics of the judge's or the expected score; None if there are none."""
     where = {"score": score.column, "compared": compared, "cell": ALL}
     rows = {
@@ -236,27 +231,26 @@ def _agreement_row(
     }
     if not any(rows.values()):
         return None
-    cells = [_agreement_cell(row, statistic, footnotes) for statistic, row in rows.items()]
+    cells = [_agreement_cell(row, statistic) for statistic, row in rows.items()]
     cells.append(TableCell(format_int(rows["spearman"].get("n_images"))))
     return TableRow((name,), tuple(cells))
 
 
-def _agreement_cell(row: Row, statistic: str, footnotes: Footnotes) -> TableCell:
+def _agreement_cell(row: Row, statistic: str) -> TableCell:
     signed = STATISTICS[statistic].signed
     within = format_interval(row.get("low"), row.get("high"), signed=signed)
     value = format_fixed(row.get("value"), signed=signed)
-    return TableCell(value, within, footnote=_why(row, footnotes))
+    return TableCell(value, within, why=_why(row))
 
 
 def _bias_table(view: RunView, part: Sequence[Metric]) -> Table:
-    footnotes = Footnotes()
     where = {"compared": JUDGE, "statistic": "bias"}
 
     def cell(row: Row, score: Metric) -> TableCell:
         found = row_where(view.agreement, score=score.column, cell=row["cell"], **where)
         n = pluralize(int(as_finite_float(found.get("n_images")) or 0), "image")
-        return replace(_agreement_cell(found, "bias", footnotes), details=(n,))
+        return replace(_agreement_cell(found, "bias"), details=(n,))
 
     groups = group_rows(view, lambda row: [cell(row, score) for score in part])
     columns = tuple(f"{score.label}: judge − people" for score in part)
-    return Table(columns, groups, caption=say.bias_caption(), footnotes=footnotes.listed())
+    return Table(columns, groups, caption=say.bias_caption(), footnotes=footnotes(groups))

@@ -19,7 +19,7 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis import table_layout
 from autolora_eval.analysis.sentences import Metric
-from autolora_eval.analysis.table_layout import Footnote, Table, TableCell, TableGroup, TableRow
+from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.cost_summary import cost_cells, cost_columns
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.findings import best_of_each_method, deciding_metric, loss
@@ -33,23 +33,6 @@ ROWS_ON_FIRST_PAGE = 9
 ROWS_IN_FULL = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 say = Sentences("tables")
-
-
-class Footnotes:
-    """Gives every distinct text a letter, in order of appearance."""
-
-    def __init__(self) -> None:
-        self._letters: dict[str, str] = {}
-
-    def letter(self, text: str) -> str:
-        """Return the letter of a footnote; empty for an empty text."""
-        n = len(self._letters)
-        letter = _LETTERS[n % 26] * (n // 26 + 1)
-        return self._letters.setdefault(text, letter) if text else ""
-
-    def listed(self) -> tuple[Footnote, ...]:
-        """Return the footnotes in order."""
-        return tuple(Footnote(letter, text) for text, letter in self._letters.items())
 
 
 # ---- Results
@@ -102,7 +85,6 @@ def is_by_point(view: RunView) -> bool:
 
 
 def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen: str = "") -> Table:
-    footnotes = Footnotes()
     best = {
         (model, metric): table_layout.best_text([row.get(metric.column) for row in own], metric)
         for model, own in view.models.items()
@@ -110,7 +92,7 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
     }
 
     def cells(row: Row) -> list[TableCell]:
-        values = [_value(view, row, m, best[row["model"], m], footnotes) for m in part]
+        values = [_value(view, row, m, best[row["model"], m]) for m in part]
         return values + cost_cells(view, row)
 
     groups = group_rows(view, cells, rows)
@@ -126,17 +108,13 @@ def _by_cell(view: RunView, part: Sequence[Metric], rows: Sequence[Row], chosen:
         without_product=[m.label for m in part if m.kind == "score" and not m.has_product],
     )
     heads = (*map(table_layout.metric_head, part), *costs)
-    return Table(heads, groups, caption=sanitize(caption), footnotes=footnotes.listed())
+    return Table(heads, groups, caption=sanitize(caption), footnotes=footnotes(groups))
 
 
-def _value(
-    view: RunView, row: Row, metric: Metric, best: str | None, footnotes: Footnotes
-) -> TableCell:
+def _value(view: RunView, row: Row, metric: Metric, best: str | None) -> TableCell:
     cell = table_layout.metric_cell(row, metric, best)
     if cell.text == DASH:
-        return TableCell(
-            DASH, footnote=footnotes.letter(say.no_value(view.why_missing(row["cell"], metric)))
-        )
+        return TableCell(DASH, why=say.no_value(view.why_missing(row["cell"], metric)))
     return cell if cell.interval else replace(cell, details=("no interval",))
 
 
@@ -284,6 +262,13 @@ def group_rows(
         lines = tuple(TableRow((view.labels[row["cell"]],), tuple(cells(row))) for row in own)
         groups.append(TableGroup(truncate(model, NAME_LENGTH), lines))
     return tuple(groups)
+
+
+def footnotes(groups: Sequence[TableGroup]) -> dict[str, str]:
+    """Return a letter for each reason of a missing value, in order of appearance."""
+    cells = (cell for group in groups for row in group.rows for cell in row.cells)
+    reasons = dict.fromkeys(cell.why for cell in cells if cell.why)
+    return {why: _LETTERS[n % 26] * (n // 26 + 1) for n, why in enumerate(reasons)}
 
 
 def merge_equal_rows(groups: Sequence[TableGroup]) -> tuple[TableGroup, ...]:

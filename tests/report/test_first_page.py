@@ -221,7 +221,7 @@ def test_missing_values_are_dashes_with_their_reason_and_never_zero(tmp_path):
     tables.diversity.loc[2:, "reason"] = "needs at least 2 images, has 1"
     first = content_of(tables.write(tmp_path / "run")).first
     assert [c.text for c in first.table.groups[0].rows[1].cells][:5] == ["–", "2.961", *"–––"]
-    assert [note.text for note in first.table.footnotes] == [
+    assert list(first.table.footnotes) == [
         "no value (needs at least 2 images, has 1)",
         "no value (missing score: sa)",
     ]

@@ -178,8 +178,8 @@ def test_an_undefined_alpha_is_a_dash_with_its_reason(tmp_path):
     lost = {"alpha": np.nan, "alpha_low": np.nan, "alpha_high": np.nan}
     repeats(**lost, reason="constant: all are 4").to_csv(folder.reliability, index=False)
     block = content_of(folder).reliability[1]
-    assert block.tables[0].groups[0].rows[0].cells[0] == TableCell("–", footnote="a")
-    assert [note.text for note in block.tables[0].footnotes] == ["constant: all are 4"]
+    assert block.tables[0].groups[0].rows[0].cells[0] == TableCell("–", why="constant: all are 4")
+    assert block.tables[0].footnotes == {"constant: all are 4": "a"}
     assert content_of(folder).caveats == []
 
 
