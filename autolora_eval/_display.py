@@ -207,7 +207,7 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
 
 def show_run(run: Run) -> None:
     """Print a run's result table, what is missing from it, and the path of the report."""
-    from autolora_eval.analysis.sentences import run_metrics
+    from autolora_eval.analysis.metrics import run_metrics
 
     metrics = run_metrics(run.manifest)
     points = {cell.id: cell.point for cell in run.manifest.cells}

@@ -1,17 +1,26 @@
-"""Paired differences of cells from the baseline, and the sample size that would detect them."""
+"""Paired differences of cells from the baseline: numbers, sample sizes and sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from autolora_eval._text import (
+    Sentences,
+    as_finite_float,
+    format_swept_value,
+    point_label,
+    sanitize,
+)
 from autolora_eval.analysis.cell_estimates import SEED_GROUP, Estimates
 from autolora_eval.analysis.estimates import CONFIDENCE, Estimate, product_estimate
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.runs.records import CellRecord
 from autolora_eval.scoring.diversity import Floats
 
@@ -230,3 +239,152 @@ def holm(p_values: Floats) -> Floats:
     factors = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * p_values[order]))
     return corrected
+
+
+# --------------------
+# The comparisons as typed values, and as one sentence each.
+
+
+SIGNIFICANCE = 0.05
+Row = Mapping[str, Any]
+Ends = tuple[float | None, float | None]
+Outcome = Literal["higher", "lower", "unclear", "no interval", "not compared"]
+say = Sentences("comparisons")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of comparisons.csv.
+
+    Attributes:
+        difference: The method's value minus the baseline's.
+        interval: The ends of the 95% interval.
+        p: The p-value after Holm's correction.
+        unit: What the differences are paired over: "prompt" or "seed".
+        units_ahead: On how many units the method is higher, or lower if the difference is
+            significantly below zero; None if a unit has no value of its own.
+        ties: On how many units both are equal.
+        units_needed: Number of units for 80% power at this effect size, rounded up.
+    """
+
+    metric: Metric
+    method: str
+    baseline: str
+    difference: float | None
+    interval: Ends
+    p: float | None
+    unit: str
+    n_units: int
+    units_ahead: int | None
+    ties: int
+    units_needed: int | None
+
+    @property
+    def metric_name(self) -> str:
+        """The metric's name on one line."""
+        return sanitize(self.metric.display_name)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The direction of the difference; "unclear" if its interval contains 0."""
+        return _outcome(self.difference, *self.interval)
+
+    @property
+    def may_be_chance(self) -> bool:
+        """True if the difference does not survive the correction for multiple comparisons."""
+        return self.p is not None and self.p >= SIGNIFICANCE
+
+    @property
+    def is_significant(self) -> bool:
+        """True if both the interval and the corrected p-value show a difference."""
+        return self.outcome in ("higher", "lower") and not self.may_be_chance
+
+    @property
+    def size(self) -> float:
+        """The absolute difference."""
+        return abs(self.difference or 0.0)
+
+    @property
+    def size_interval(self) -> Ends:
+        """The interval of the absolute difference, for an interval that does not contain 0."""
+        low, high = sorted(abs(end or 0.0) for end in self.interval)
+        return low, high
+
+
+def read_comparison(row: Row, metric: Metric, method: str, baseline: str) -> Comparison:
+    """Return a row of comparisons.csv as typed values."""
+    difference, low, high = (as_finite_float(row.get(key)) for key in ("difference", "low", "high"))
+    needed, unit = as_finite_float(row.get("units_for_power_80")), row.get("unit")
+    return Comparison(
+        metric=metric,
+        method=sanitize(method),
+        baseline=sanitize(baseline),
+        difference=difference,
+        interval=(low, high),
+        p=as_finite_float(row.get("p_holm")),
+        unit=sanitize(unit) if isinstance(unit, str) and unit else "unit",
+        n_units=int(as_finite_float(row.get("n_units")) or 0),
+        units_ahead=_units_ahead(row, metric, _outcome(difference, low, high)),
+        ties=round(as_finite_float(row.get("n_ties")) or 0),
+        units_needed=round_up(int(needed)) if needed else None,
+    )
+
+
+def _outcome(difference: float | None, low: float | None, high: float | None) -> Outcome:
+    if difference is None:
+        return "not compared"
+    if low is None or high is None:
+        return "no interval"
+    if low <= 0.0 <= high:
+        return "unclear"
+    return "higher" if low > 0.0 else "lower"
+
+
+def _units_ahead(row: Row, metric: Metric, outcome: Outcome) -> int | None:
+    """Return on how many units the method is ahead.
+
+    A unit has no value of its own for a product of cell means, and for diversity over seeds or
+    groups of seeds, since a single image has no diversity.
+    """
+    rate, n, ties = (as_finite_float(row.get(key)) for key in ("win_rate", "n_units", "n_ties"))
+    by_unit = metric.kind == "score" or (metric.kind != "product" and row.get("unit") == "prompt")
+    if not by_unit or rate is None or not n or ties is None:
+        return None
+    # The table has the share of units where the method is higher, with ties counted as half.
+    return round((1.0 - rate if outcome == "lower" else rate) * n - 0.5 * ties)
+
+
+def round_up(n: int) -> int:
+    """Round up to two significant digits: the effect size is itself an estimate."""
+    step = int(10 ** max(0, len(str(n)) - 2))
+    return -(-n // step) * step
+
+
+def with_sentences(
+    comparisons: pd.DataFrame, cells: Sequence[CellRecord], metrics: Sequence[Metric]
+) -> pd.DataFrame:
+    """Return the comparisons with a column `sentence`."""
+    by_id = {cell.id: cell for cell in cells}
+    by_column = {metric.column: metric for metric in metrics}
+    several_models = len({cell.model for cell in cells}) > 1
+    sentences = []
+    for row in comparisons.to_dict("records"):
+        cell, base = by_id[row["cell"]], by_id[row["baseline_cell"]]
+        shared = {name: value for name, value in cell.point.items() if name in base.point}
+        models = [cell.model] if several_models else []
+        where = sanitize(", ".join([*models, *([_at(shared)] if shared else [])]))
+        named = {str(key): value for key, value in row.items()}
+        metric = by_column[row["metric"]]
+        found = read_comparison(named, metric, _name(cell, base), _name(base, cell))
+        sentences.append(say.sentence(found, where))
+    return comparisons.assign(sentence=pd.array(sentences, dtype="string"))
+
+
+def _name(cell: CellRecord, other: CellRecord) -> str:
+    """Return a method's name, with the swept parameters that only it takes."""
+    own = {name: value for name, value in cell.point.items() if name not in other.point}
+    return f"{cell.method} ({_at(own)})" if own else cell.method
+
+
+def _at(point: Mapping[str, Any]) -> str:
+    return point_label({name: format_swept_value(value) for name, value in point.items()})

@@ -19,8 +19,8 @@ from autolora_eval._errors import UsageError, did_you_mean
 from autolora_eval._files import Json, path_inside, sha256_file
 from autolora_eval._text import NOT_RECORDED, join_names, sanitize
 from autolora_eval.analysis.cell_estimates import BoundMetric, References, take_images
+from autolora_eval.analysis.metrics import Metric, run_metrics
 from autolora_eval.analysis.scores import cell_judgements, records, scored_features
-from autolora_eval.analysis.sentences import Metric, run_metrics
 from autolora_eval.runs.feature_file import CellFeatures
 from autolora_eval.runs.folder import Run
 from autolora_eval.runs.images import ImageError, open_image

@@ -17,7 +17,7 @@ from autolora_eval._text import (
     parameter_label,
     point_label,
 )
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 
 Row = Mapping[str, Any]
 R = TypeVar("R", bound=Row)

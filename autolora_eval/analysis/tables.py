@@ -20,7 +20,8 @@ from autolora_eval.analysis.cell_estimates import (
     prompt_diversities,
     prompt_mean_products,
 )
-from autolora_eval.analysis.comparisons import baseline_cells, compare_with_baseline
+from autolora_eval.analysis.comparisons import baseline_cells, compare_with_baseline, with_sentences
+from autolora_eval.analysis.metrics import Metric, run_metrics
 from autolora_eval.analysis.reliability import write_reliability
 from autolora_eval.analysis.scores import (
     join_scores,
@@ -30,7 +31,6 @@ from autolora_eval.analysis.scores import (
     with_image_errors,
     write_timings,
 )
-from autolora_eval.analysis.sentences import Metric, run_metrics, with_sentences
 from autolora_eval.analysis.table_layout import Results, choose_layout, latex, markdown
 from autolora_eval.runs.columns import write_csv
 from autolora_eval.runs.feature_file import CellFeatures

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autolora_eval._text import Sentences, as_finite_float, format_alpha, sanitize, truncate
+from autolora_eval.analysis.metrics import DIVERSITY
 from autolora_eval.analysis.reliability import TENTATIVE_ALPHA
-from autolora_eval.analysis.sentences import DIVERSITY
 from autolora_eval.report.judge_reliability import of_all_cells
 from autolora_eval.report.run_view import NAME_LENGTH, RunView, tally
 from autolora_eval.runs.manifest import library_versions

@@ -17,8 +17,8 @@ from autolora_eval._text import (
     sanitize,
     truncate,
 )
-from autolora_eval.analysis.comparisons import WILCOXON
-from autolora_eval.analysis.sentences import DIVERSITY, SIGNIFICANCE, Comparison, Metric
+from autolora_eval.analysis.comparisons import SIGNIFICANCE, WILCOXON, Comparison
+from autolora_eval.analysis.metrics import DIVERSITY, Metric
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, grouped
 
 # If a model has more cells, only some of them are shown side by side.

@@ -23,8 +23,8 @@ from autolora_eval._text import (
     parameter_label,
     truncate,
 )
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.analysis.scores import cell_judgements
-from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.gallery_data import Shown, shown_images, shown_replies
 from autolora_eval.report.run_view import NAME_LENGTH, Row, RunView, text_of, unscored_reason
 

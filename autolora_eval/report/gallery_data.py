@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autolora_eval._text import Sentences, as_finite_float, truncate
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.analysis.scores import records
-from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.grids import Thumbnail, count_pixels, load_thumbnails
 from autolora_eval.report.run_view import (
     NAME_LENGTH,

@@ -25,8 +25,8 @@ from autolora_eval.analysis.human_agreement import (
     RATERS_ALPHA,
     STATISTICS,
 )
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.analysis.reliability import ALL, TENTATIVE_ALPHA
-from autolora_eval.analysis.sentences import Metric
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.figures._style import in_parts
 from autolora_eval.report.report_tables import (

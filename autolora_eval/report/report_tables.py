@@ -18,7 +18,7 @@ from autolora_eval._text import (
     truncate,
 )
 from autolora_eval.analysis import table_layout
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.analysis.table_layout import Table, TableCell, TableGroup, TableRow
 from autolora_eval.report.cost_summary import cost_cells, cost_columns
 from autolora_eval.report.figures._style import in_parts

@@ -16,8 +16,9 @@ from autolora_eval._text import (
     point_label,
     truncate,
 )
+from autolora_eval.analysis.comparisons import Comparison, read_comparison
+from autolora_eval.analysis.metrics import Metric, run_metrics
 from autolora_eval.analysis.scores import N_MADE_ALONE, SECONDS_PER_IMAGE, records
-from autolora_eval.analysis.sentences import Comparison, Metric, read_comparison, run_metrics
 from autolora_eval.analysis.table_layout import group_by_model
 from autolora_eval.analysis.tables import missing_reasons
 from autolora_eval.report.figures._base import FigureData

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autolora_eval.analysis.sentences import DIVERSITY, Metric, metrics_of
+from autolora_eval.analysis.metrics import DIVERSITY, Metric, metrics_of
 from autolora_eval.analysis.table_layout import (
     Layout,
     Results,

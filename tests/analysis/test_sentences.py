@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from autolora_eval.analysis.sentences import DIVERSITY, metrics_of, read_comparison, round_up, say
+from autolora_eval.analysis.comparisons import read_comparison, round_up, say
+from autolora_eval.analysis.metrics import DIVERSITY, metrics_of
 from autolora_eval.runs.records import DiversityMetricRecord
 from autolora_eval.scoring.rubric import Score
 

@@ -11,7 +11,7 @@ import pytest
 from rubrics import GOOD, rubric_of, shipped
 
 from autolora_eval._errors import UsageError
-from autolora_eval.analysis.sentences import metrics_of
+from autolora_eval.analysis.metrics import metrics_of
 from autolora_eval.scoring.constraint import reply_pattern
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Question, escape_prompt, read_rubric

@@ -17,7 +17,7 @@ import numpy as np
 from autolora_eval._errors import UsageError
 from autolora_eval._files import atomic_write
 from autolora_eval._text import join_names, parameter_label, pluralize, point_label
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.plugins.registry import Origin, Registry
 from autolora_eval.plugins.third_party import error_message
 from autolora_eval.report.figures._style import PNG_DPI, STYLE, settle, values

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

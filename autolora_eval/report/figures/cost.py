@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from autolora_eval._text import Sentences, join_names
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.analysis.scores import SECONDS_PER_IMAGE
-from autolora_eval.analysis.sentences import Metric
 from autolora_eval.report.figures import _base, _marks, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._style import values

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 
 from autolora_eval._text import Sentences, join_names
 from autolora_eval.analysis.cell_estimates import Estimates, unit_estimates
-from autolora_eval.analysis.comparisons import unit_differences
-from autolora_eval.analysis.sentences import SIGNIFICANCE, Metric
+from autolora_eval.analysis.comparisons import SIGNIFICANCE, unit_differences
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._style import COLOURS, DARK, Floats, in_parts, values

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from autolora_eval._text import MINUS, Sentences, format_fixed, join_names
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._style import (

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from autolora_eval._files import slug
 from autolora_eval._text import Sentences, format_fixed, join_names, parameter_label, point_label
-from autolora_eval.analysis.sentences import Metric
+from autolora_eval.analysis.metrics import Metric
 from autolora_eval.report.figures import _base, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._style import WIDTH, Floats, MarkerStyle, values

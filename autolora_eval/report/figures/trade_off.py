@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from autolora_eval._text import Sentences, join_names
-from autolora_eval.analysis.sentences import DIVERSITY, Metric
+from autolora_eval.analysis.metrics import DIVERSITY, Metric
 from autolora_eval.report.figures import _base, _marks, _style
 from autolora_eval.report.figures._base import Drawing, FigureData, FigureKind
 from autolora_eval.report.figures._style import (

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from autolora_eval._text import point_label
-from autolora_eval.analysis.sentences import Metric, metrics_of
+from autolora_eval.analysis.metrics import Metric, metrics_of
 from autolora_eval.report.figures._base import Drawing, FigureData, figure_kinds
 from autolora_eval.report.figures._style import STYLE
 from autolora_eval.scoring.rubric import Score
