@@ -271,19 +271,18 @@ def use_lora(place: Path, lora: tuple[bytes, str | None]) -> None:
 INPUTS = {
     kind.name: kind
     for kind in (
-        Input("yaml", YAML, use_benchmark, 16, examples=NOT_YAML, prepare=furnish),
+        Input("yaml", YAML, use_benchmark, examples=NOT_YAML, prepare=furnish),
         Input(
             "benchmarks",
             mutated(benchmark_content()).map(as_yaml),
             use_benchmark,
-            16,
             prepare=furnish,
         ),
-        Input("rubrics", mutated(RUBRIC).map(as_yaml), use_rubric, 24),
-        Input("replies", REPLIES, use_reply, 40, errors=()),
-        Input("listings", LISTINGS, use_listing, 100, examples=[("a.parquet", no_parquet())]),
-        Input("pictures", PICTURES, use_picture, 100, errors=(ImageError,)),
-        Input("loras", LORAS, use_lora, 100, examples=NOT_LORAS),
+        Input("rubrics", mutated(RUBRIC).map(as_yaml), use_rubric),
+        Input("replies", REPLIES, use_reply, errors=()),
+        Input("listings", LISTINGS, use_listing, examples=[("a.parquet", no_parquet())]),
+        Input("pictures", PICTURES, use_picture, errors=(ImageError,)),
+        Input("loras", LORAS, use_lora, examples=NOT_LORAS),
         *RUNS,
     )
 }

@@ -174,6 +174,6 @@ def use_archive(place: Path, data: bytes) -> None:
 
 
 RUNS = (
-    Input("archives", st.deferred(archives), use_archive, 4, prepare=prepare_archive),
-    Input("runs", st.deferred(run_files), use_run, 1, examples=NOT_RUNS, prepare=prepare_run),
+    Input("archives", st.deferred(archives), use_archive, prepare=prepare_archive),
+    Input("runs", st.deferred(run_files), use_run, examples=NOT_RUNS, prepare=prepare_run),
 )

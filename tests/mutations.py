@@ -41,7 +41,6 @@ class Input:
         name: what it is called.
         values: the cases.
         use: what reads a case, given a folder.
-        share: cases of this kind in proportion to the others.
         errors: how a case may end besides well.
         examples: cases that once failed.
         prepare: furnishes the folder before the first case.
@@ -50,7 +49,6 @@ class Input:
     name: str
     values: SearchStrategy[Any]
     use: Callable[[Path, Any], None]
-    share: int
     errors: tuple[type[Exception], ...] = (AutoLoRAEvalError,)
     examples: Sequence[Any] = ()
     prepare: Callable[[Path], object] = lambda place: None
