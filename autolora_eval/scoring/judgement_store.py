@@ -67,7 +67,7 @@ class JudgementFile:
         Raises:
             AutoLoRAEvalError: if a complete line is not a judgement.
         """
-        for row, _ in self._rows_with_offsets():
+        for row, _ in self._rows_with_lines():
             if key is None or row["judge_key"] == key:
                 yield row
 
@@ -97,36 +97,27 @@ class JudgementFile:
         if not self.path.exists():
             return
         position = {image_id: index for index, image_id in enumerate(image_ids)}
-        # Offsets instead of rows: 100,000 judgements need little memory.
-        last: dict[tuple[JudgementKey, str], int] = {}
-        for row, offset in self._rows_with_offsets():
-            last[JudgementKey.of(row), row["judge_key"]] = offset
+        last = {(JudgementKey.of(r), r["judge_key"]): line for r, line in self._rows_with_lines()}
 
         def order(key: tuple[JudgementKey, str]) -> tuple[int, int]:
             return position.get(key[0].image_id, len(position)), key[0].repeat
 
-        offsets = [last[key] for key in sorted(last, key=order)]
-        with self.path.open("rb") as source:
-            if offsets == sorted(offsets) and len(offsets) == sum(1 for _ in source):
-                return
-            with atomic_write(self.path) as temporary, temporary.open("wb") as target:
-                for offset in offsets:
-                    source.seek(offset)
-                    target.write(source.readline())
-                target.flush()
-                os.fsync(target.fileno())
-                source.close()  # Windows cannot replace an open file
+        data = b"".join(last[key] for key in sorted(last, key=order))
+        if data == self.path.read_bytes():
+            return
+        with atomic_write(self.path) as temporary, temporary.open("wb") as target:
+            target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
 
-    def _rows_with_offsets(self) -> Iterator[tuple[Json, int]]:
-        """Yield each row with its byte offset, ignoring an incomplete last line."""
+    def _rows_with_lines(self) -> Iterator[tuple[Json, bytes]]:
+        """Yield each row with its line, ignoring an incomplete last line."""
         if not self.path.exists():
             return
-        offset = 0
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
                 if line.endswith(b"\n") and line.strip():
-                    yield self._row(line, number), offset
-                offset += len(line)
+                    yield self._row(line, number), line
 
     def _row(self, line: bytes, number: int) -> Json:
         try:
