@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from creatures import creatures
 from in_process import PROMPTS, ask, judge, pictured, said
 from PIL import Image
+from rubrics import shipped
 from scipy.stats import chi2
 
 from autolora_eval.scoring.constraint import reply_pattern
@@ -43,6 +45,17 @@ def test_untrained_judge_follows_the_rubric_if_constrained(untrained, rubric, tm
         assert re.fullmatch(reply_pattern(rubric), reply.text)
         assert parse_reply(reply.text, rubric).scores is not None
         assert (reply.reason, reply.truncated) == (None, False)
+
+
+def test_constraint_does_not_change_a_valid_reply(model, tmp_path) -> None:
+    """With keywords as reasons."""
+    asked = shipped("character_miniature")
+    requests = [Request(path, asked.question("Zib")) for path, _ in creatures(tmp_path, 1, 4_101)]
+    settings: dict[str, Any] = {"max_tokens": 32}
+    free = said(judge(model, asked, constraint="plain", **settings), requests)
+    assert said(judge(model, asked, constraint="regex", **settings), requests) == free
+    assert all(re.fullmatch(reply_pattern(asked), text) for text in free)
+    assert len(set(free)) > 2
 
 
 def test_sampled_replies_follow_the_rubric(untrained, rubric, requests) -> None:
