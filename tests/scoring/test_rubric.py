@@ -12,28 +12,26 @@ from rubrics import GOOD, rubric_of, shipped
 
 from autolora_eval._errors import UsageError
 from autolora_eval.analysis.metrics import metrics_of
-from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.scoring.rubric import Question, escape_prompt, read_rubric
 from autolora_eval.sources.lookup import shipped_root
 
 SHIPPED = sorted((shipped_root() / "prompts" / "rubrics").glob("*.yaml"))
 PAPER = ("disney_princess", "pixel_art")
 # SHA-256 of the paper's judge prompts A.1 (1270 bytes) and A.2 (2067 bytes) as typed from its
-# appendix with straightened quotation marks, each ending in one line break; and of the text that
-# the miniature judge was trained on: to change it is to train again.
+# appendix with straightened quotation marks, each ending in one line break; of the text that the
+# miniature judge was trained on; and of our own texts. Scores by another text are other scores.
 TEXTS = {
     "disney_princess": "8617f2bfa18544483a6bb95e766312c62421cea55b8ebed35b0adce52252c8b1",
     "pixel_art": "0ae62cb6d0a924ba24cc833c3074d5b56228da44bffc19c16b5a15507b222246",
     "character_miniature": "6efd612ae205a8878a1cb19dd9a6d4148ae39cace27a33bee43d9aa2a492daeb",
+    "style": "b79909b82ebb1e7d5e3ec218bdee5ef2125b56b1d9180f0e8dd47ef62503dda1",
+    "prompt_only": "50f10155786d0af715da8c5548b77cef61ef95cdffe5aafbb29632b27e2497de",
 }
-# Scores by another text are other scores: who changes the text changes this, and knows it.
-PROMPT_ONLY = "d516e8fa96c2cfc6dee7f868cfa7625d4bf91f0bc54cae17722a3028c330888f"
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_shipped_texts_are_those_of_the_paper_and_of_the_training(name: str) -> None:
-    assert hashlib.sha256(shipped(name).text.encode()).hexdigest() == TEXTS[name]
+def test_shipped_texts_are_those_of_the_paper_and_of_the_training() -> None:
+    found = {path.stem: read_rubric(path).text.encode() for path in SHIPPED}
+    assert {name: hashlib.sha256(text).hexdigest() for name, text in found.items()} == TEXTS
 
 
 def test_shipped_scores_are_the_papers() -> None:
@@ -64,16 +62,6 @@ def test_only_character_rubrics_have_a_remark() -> None:
     assert not any(found.values())
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_shipped_questions_begin_with_the_image_and_name_each_key(name: str) -> None:
-    rubric = shipped(name)
-    question = rubric.question("a cat")
-    assert question.before == ""
-    assert "<<<" not in question.after
-    for key in (*(score.key for score in rubric.scores.values()), *rubric.remarks):
-        assert question.after.count(f'"{key}": [') == 1
-
-
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_rubrics_have_no_caveat(path: Path) -> None:
     assert read_rubric(path).caveat is None
@@ -99,25 +87,6 @@ def test_text_that_does_not_mention_a_key_has_a_caveat(write, text, unnamed) -> 
 
 def test_a_placeholder_mentions_no_key() -> None:
     assert "does not mention 'I'" in str(rubric_of(("I", 0, 5, "integer")).caveat)
-
-
-def test_style_rubric_takes_any_style() -> None:
-    rubric = shipped("style")
-    question = rubric.with_values({"style": "watercolour"}).question("a cat")
-    assert question.before == ""
-    assert question.after.count("this style: watercolour.\n") == 1
-    assert question.after.count("\n<prompt>\na cat\n</prompt>\n") == 1
-    assert "<<<" not in question.after
-    assert list(rubric.scores) == list(shipped("pixel_art").scores)  # so that tables line up
-    for score in rubric.scores.values():
-        assert question.after.count(f'"{score.key}": ') == 1
-
-
-def test_only_the_pixel_art_question_contains_the_prompt() -> None:
-    start = "Evaluate the given image for the prompt a cat and the pixel art style\n"
-    assert shipped("pixel_art").question("a cat").after.startswith(start)
-    princess = shipped("disney_princess")
-    assert princess.question("a cat") == princess.question("a dog")
 
 
 def test_question_is_split_at_the_image(write: Callable[[str], Path]) -> None:
@@ -310,17 +279,13 @@ def test_invalid_value_is_rejected_by_name(write: Callable[[str], Path]) -> None
         plain.with_values({"style": "oil"})
 
 
-def test_prompt_only_has_its_published_text_and_the_levels_of_the_style_rubric() -> None:
-    rubric, style = shipped("prompt_only"), shipped("style")
-    assert rubric.sha256 == PROMPT_ONLY
-    assert rubric.scores == {"pc": style.scores["pc"]}
-    levels = [re.findall(r"^\d: .*", text, re.MULTILINE) for text in (rubric.text, style.text)]
+def test_columns_of_the_style_rubrics_line_up() -> None:
+    """Their tables can be compared."""
+    style, prompt_only = shipped("style"), shipped("prompt_only")
+    assert style.scores == shipped("pixel_art").scores
+    assert prompt_only.scores == {"pc": style.scores["pc"]}
+    levels = [re.findall(r"^\d: .*", one.text, re.MULTILINE) for one in (prompt_only, style)]
     assert levels[0] == levels[1][:6]
-    form = rubric.text.rstrip().splitlines()[-1]
-    for verdict in range(6):
-        reply = form.replace("N", str(verdict))
-        assert parse_reply(reply, rubric).scores == {"pc": float(verdict)}
-        assert re.fullmatch(reply_pattern(rubric), reply)
 
 
 def test_benchmark_uses_a_shipped_rubric_by_name(planned) -> None:
