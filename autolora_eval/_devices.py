@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
+from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError, first_line
 
 PACKAGES = (
     *("torch", "diffusers", "peft", "transformers"),  # these four decide images
@@ -102,7 +102,8 @@ def free_memory() -> None:
 
         gc.collect()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after an error of `require_gpu`
+                torch.cuda.empty_cache()
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -133,6 +134,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
     )
+
+
+def require_gpu(user: str, error: BaseException) -> None:
+    """Check that a CUDA GPU still works after an error of a part of the run, such as a guider.
+
+    After a failed kernel, such as an index out of range, all later calls of the process fail, so
+    that other parts would be blamed.
+
+    Raises:
+        AutoLoRAEvalError: if it does not.
+    """
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        raise AutoLoRAEvalError(
+            f"{user} left the GPU in an error state, so this process cannot continue: "
+            f"{first_line(error)}. Finished work is kept: fix or remove {user}, and run the same "
+            "command again. CUDA_LAUNCH_BLOCKING=1 makes the traceback of --debug exact."
+        ) from error
 
 
 def package_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from diffusers.guiders import BaseGuidance, ClassifierFreeGuidance
 
-from autolora_eval._devices import free_memory, is_out_of_memory
+from autolora_eval._devices import free_memory, is_out_of_memory, require_gpu
 from autolora_eval._errors import AutoLoRAEvalError, release_frames
 from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.config.plan import Cell
@@ -267,6 +267,7 @@ def _reported(cell: Cell) -> Iterator[None]:
     except UnusablePredictionError as error:
         raise _unusable(cell, rule, error) from error
     except (Exception, SystemExit) as error:
+        require_gpu(f"the guider '{rule.name}'", error)
         if not rule.code or isinstance(error, AutoLoRAEvalError) or is_out_of_memory(error):
             raise
         raise GuiderFailedError(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from autolora_eval._devices import is_out_of_memory
+from autolora_eval._devices import is_out_of_memory, require_gpu
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._progress import Advance, quiet_libraries
 from autolora_eval.generation.dataset import ImageDataset, background_writer
@@ -70,6 +70,7 @@ class SampledCell:
                 except AutoLoRAEvalError:
                     raise  # the model cannot be loaded: no sampler can run
                 except (Exception, SystemExit) as error:  # exit(0) would end the run as a success
+                    require_gpu(f"the sampler '{cell.method.definition.name}'", error)
                     if is_out_of_memory(error):
                         raise
                     self.first_error = self.first_error or error

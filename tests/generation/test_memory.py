@@ -21,6 +21,7 @@ from autolora_eval.generation.stage import generate
 pytestmark = pytest.mark.model
 
 FAULTY = '''
+import torch
 from diffusers.guiders import ClassifierFreeGuidance
 
 
@@ -29,6 +30,18 @@ class Raises(ClassifierFreeGuidance):
 
     def prepare_models(self, denoiser):
         raise ValueError("this guider fails")
+
+
+class Lost(ClassifierFreeGuidance):
+    """Fails in a kernel of the GPU."""
+
+    def prepare_models(self, denoiser):
+        lost("", 0, None)
+
+
+def lost(prompt, seed, model):
+    torch.cuda.is_initialized = lambda: True
+    raise RuntimeError("CUDA error: device-side assert triggered\\nMore.")
 
 
 def sampler(prompt, seed, model):
@@ -109,6 +122,29 @@ def test_out_of_memory_is_one_message_for_a_model_and_other_models_finish(
     counts = [len(list(run.images(cell.id).rglob("*.png"))) for cell in plan.cells]
     assert counts == [2, 4]
     assert generate(plan, run, Progress()).made == 2
+
+
+@pytest.mark.parametrize("method", [{"guider": "faulty_gpu.Lost"}, {"sampler": "faulty_gpu.lost"}])
+def test_a_method_that_leaves_the_gpu_unusable_stops_the_run_by_its_name(
+    one_lora, run, tmp_path, monkeypatch, method
+):
+    (tmp_path / "faulty_gpu.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = plan_of(one_lora, tmp_path, {"Lost": method, "CFG": {"guider": "cfg"}})
+
+    def fails():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # until the method fails
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    with pytest.raises(AutoLoRAEvalError) as caught:
+        generate(plan, run, Progress())
+    kind, path = next(iter(method.items()))
+    assert str(caught.value).startswith(
+        f"the {kind} '{path}' left the GPU in an error state, so this process cannot continue: "
+        "CUDA error: device-side assert triggered. Finished work is kept"
+    )
+    assert not list(run.path.rglob("failed_images/*"))
 
 
 def test_other_models_finish_if_one_cannot_be_loaded(one_lora, run, tmp_path, monkeypatch):

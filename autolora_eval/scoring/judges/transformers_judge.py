@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from autolora_eval._devices import choose_dtype, is_out_of_memory
+from autolora_eval._devices import choose_dtype, free_memory, is_out_of_memory, require_gpu
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json
 from autolora_eval._progress import quiet_libraries
@@ -105,9 +104,7 @@ class TransformersJudge:
     def close(self) -> None:
         """Release the model's memory."""
         self._model = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _answers(self, requests: Sequence[Request]) -> list[Reply]:
         opened = [_open(request) for request in requests]
@@ -140,6 +137,7 @@ class TransformersJudge:
             if len(prompts) == 1:
                 return [self._failed("bad_request")]
         except RuntimeError as error:
+            require_gpu(f"the judge '{self.source.name}'", error)
             if not is_out_of_memory(error):
                 raise
             raise AutoLoRAEvalError(
