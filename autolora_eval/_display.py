@@ -271,13 +271,13 @@ def show_image_set(cell: str, record: ImageSetRecord, report: Path | None = None
     _print_line(f"{cell}: {n_images} ({record.read_as}), {record.matched} used by the benchmark")
     issues = {name: count for name in ISSUES if (count := getattr(record, name))}
     for name, count in issues.items():
-        _print_line(f"  {count} {name.replace('_', ' ')}: {ISSUES[name]}")
+        _print_line(f"  {count} {name.replace('_', ' ')} ({ISSUES[name]})")
     if record.beyond_limits:
         _print_line(f"  {record.beyond_limits} more outside the limits of this run")
     if record.seeds_by_order:
         _print_line("  seeds not known: numbered in order, so they share no noise with other cells")
     if issues and report is not None:
-        show_path("  all by name", report)
+        show_path("  list of all images", report)
 
 
 def show_agreement(folder: RunFolder, found: HumanAgreement) -> None:

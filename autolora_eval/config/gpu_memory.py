@@ -171,7 +171,7 @@ class ModelMemory:
         peak, need = _gib(self.peak(batch_size, offload)), self.peak(batch_size, offload) + RESERVE
         lines = [
             f"about {peak} GiB at batch_size {batch_size} in {self.dtype} ({parts}); "
-            f"choose a card with {_gib(need)} GiB or more"
+            f"use a GPU with {_gib(need)} GiB or more"
         ]
         words: dict[Offload, str] = {"none": "largest batch_size", "model": "with offload"}
         for kind, said in words.items():

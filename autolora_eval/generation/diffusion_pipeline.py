@@ -329,9 +329,9 @@ class LoraPipeline:
     def base_inputs(
         self, prompts: Sequence[str], null: Sequence[str]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-        """Return the embeddings for the base branch: text encoders with the LoRA off.
+        """Return the embeddings for the base model: text encoders with the LoRA off.
 
-        With the embeddings of the tuned encoders, the base branch would not be the base model:
+        With the embeddings of the tuned encoders, it would not be the base model:
         latents of SDXL were off by up to 1.75, instead of 2e-5.
 
         Args:

@@ -177,8 +177,8 @@ def check_no_overlap(images: Path, run: RunFolder) -> None:
     source, folder, copies = (path.resolve() for path in (images, run.path, run.images("")))
     if folder == source or source in folder.parents or copies in (source, *source.parents):
         raise UsageError(
-            f"the images '{images}' and the run folder '{run.path}' contain each other: copies "
-            "and figures would be read as images of the set. Choose another --output."
+            f"the images '{images}' and the run folder '{run.path}' are inside one another, "
+            "so copies and figures would be read as images of the set. Choose another --output."
         )
 
 

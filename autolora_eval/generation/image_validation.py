@@ -38,12 +38,12 @@ IssueKind = Literal[
 ]
 ISSUES: dict[IssueKind, str] = {
     "missing": "in the benchmark, but not in the set",
-    "unusable": "cannot be opened: not measured",
-    "extra": "not in the benchmark: not measured",
-    "duplicate": "the same pixels as another image of the set: measured",
-    "wrong_size": "not the size of the model: measured",
-    "constant": "a single colour, such as the black image of a safety checker: measured",
-    "converted": "not an upright, opaque 8-bit sRGB image: measured after conversion",
+    "unusable": "cannot be opened; not scored",
+    "extra": "not in the benchmark; not scored",
+    "duplicate": "the same pixels as another image of the set; scored",
+    "wrong_size": "not the size of the model; scored",
+    "constant": "a single colour, such as the black image of a safety checker; scored",
+    "converted": "not an upright, opaque 8-bit sRGB image; scored after conversion",
 }
 
 

@@ -169,7 +169,7 @@ class SamplerPipeline:
     Attributes:
         loaded: the pipeline; None before its first use.
         n_rows: the rows of all batches that the denoiser evaluated. A batch with a conditional
-            and a null prompt counts as two function evaluations.
+            and a negative prompt counts as two function evaluations.
     """
 
     def __init__(self, model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> None:

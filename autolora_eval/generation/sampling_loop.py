@@ -79,7 +79,7 @@ class PromptEmbeddings:
         return {name: _joined([row[name] for row in rows], device) for name in rows[0]}
 
     def _encode(self, prompt: str, null: str, size: int) -> Embeddings:
-        # A guider of two predictions, so that every block encodes the null prompt too.
+        # A guider of two predictions, so that every block encodes the negative prompt too.
         self._pipe.update_components(guider=ClassifierFreeGuidance())
         state = PipelineState()
         # Lists of its own: Z-Image's block writes its chat template into them

@@ -50,7 +50,7 @@ class AutoLoRAGuidance(BaseGuidance):
     never evaluates the LoRA model. Otherwise a step takes two function evaluations without CFG and
     four with it.
 
-    Outside of the interval [`start`, `stop`) the guider acts as with γ = 1.
+    Outside the interval [`start`, `stop`) the guider acts as with γ = 1.
 
     With `base_every` = k > 1 the base model is evaluated only at every k-th step of the interval.
     In between, the last difference D = ε_LoRA^{w2} − ε^{w1} is reused: ε_LoRA^{w2} + (γ − 1) D.
@@ -75,10 +75,11 @@ class AutoLoRAGuidance(BaseGuidance):
 
     Example:
         ```python
-        pipe = ModularPipeline.from_pretrained(folder, workflow="text2image")
+        pipe = ModularPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
         pipe.load_components()
-        pipe.load_lora_weights(lora)
+        pipe.load_lora_weights("my_lora.safetensors")
         pipe.update_components(guider=AutoLoRAGuidance(autolora_scale=1.5, guidance_scale=5.0))
+        image = pipe(prompt="a red cat", output="images")[0]
         ```
 
     If the LoRA also tunes the text encoders, pass the embeddings of the text encoders with LoRA off
@@ -134,7 +135,7 @@ class AutoLoRAGuidance(BaseGuidance):
 
     @property
     def active_gamma(self) -> float:
-        """γ at the current step, 1 outside of the interval. Before the first step, γ inside it."""
+        """γ at the current step, 1 outside the interval. Before the first step, γ inside it."""
         if not self._enabled:
             return 1.0
         if self._step is None or self._num_inference_steps is None:
@@ -158,13 +159,13 @@ class AutoLoRAGuidance(BaseGuidance):
         """The number of predictions of the current step.
 
         Before the first step it is the largest number that any step needs: pipelines read it then
-        to decide whether to encode the null prompt.
+        to decide whether to encode the negative prompt.
         """
         if self._step is not None:
             return len(self.predictions)
         steps = (self.predictions, autolora_predictions(1.0, self.w1, self.w2))
-        # Pipelines encode the null prompt for 2 or more. A single unconditional prediction (w = 0)
-        # needs it too.
+        # Pipelines encode the negative prompt for 2 or more. A single unconditional prediction
+        # (w = 0) needs it too.
         needs_null = any(name.endswith("_uncond") for names in steps for name in names)
         return max(2 if needs_null else 1, *(len(names) for names in steps))
 

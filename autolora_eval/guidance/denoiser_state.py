@@ -43,8 +43,8 @@ class InPlaceLora(LoraLayer):
         first, n = self.lora_rows or (0, len(x))
         if len(x) != n:
             raise ValueError(
-                f"a layer got {len(x)} rows for a batch of {n}: which of them get the LoRA? "
-                "Set 'guidance_batching: conditions'."
+                f"a layer got {len(x)} rows for a batch of {n}, so it is not known which rows "
+                "belong to the LoRA model. Set 'guidance_batching: conditions'."
             )
         for name in self.active_adapters:
             if name in self.scaling:
@@ -123,8 +123,9 @@ class AdapterSwitch:
         self._attributes = [vars(layer) for layer in adapter_layers(module)]
         if is_required and not self._attributes:
             raise ValueError(
-                f"AutoLoRA needs a LoRA on {type(module).__name__}, which has none: base and LoRA "
-                "branch would be the same model. Load one with `load_lora_weights` first."
+                f"AutoLoRA needs a LoRA on {type(module).__name__}, which has none: the base "
+                "model and the LoRA model would be the same. Load one with `load_lora_weights` "
+                "first."
             )
 
     def set(self, *, enabled: bool) -> None:

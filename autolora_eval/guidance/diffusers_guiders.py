@@ -96,16 +96,18 @@ _DECLARED = (
         display_name="APG",
         source="Sadat, Hilliges and Weber 2024, arXiv 2410.02416",
         formula=(
-            "Δ = ε(x, y) − ε(x, ∅) + β Δ of the step before; Δ ← Δ · min(1, r / ‖Δ‖); "
-            "with Δ∥ along ε(x, y) and Δ⊥ across: ε(x, y) + (w − 1) (Δ⊥ + η Δ∥)"
+            "Δ = ε(x, y) − ε(x, ∅) + β · (Δ of the previous step), then Δ ← Δ · min(1, r / ‖Δ‖); "
+            "Δ∥ and Δ⊥ are the parts of Δ parallel and orthogonal to ε(x, y); "
+            "ε(x, y) + (w − 1) (Δ⊥ + η Δ∥)"
         ),
         defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_LINEAR,
         notes=(
-            "diffusers computes ε(x, ∅) + w (Δ⊥ + η Δ∥), which is the paper's rule only at η = 1 "
-            "without rescaling and momentum; use_original_formulation with w − 1 is the paper's. "
-            "The paper applies it to the denoised image, diffusers to the raw prediction."
+            "diffusers computes ε(x, ∅) + w (Δ⊥ + η Δ∥). This equals the paper's formula only if "
+            "η = 1, without rescaling and momentum. For the paper's formula, set "
+            "use_original_formulation and a guidance scale of w − 1. The paper applies it to the "
+            "denoised image, and diffusers to the prediction."
         ),
     ),
     DiffusersGuider(
@@ -127,8 +129,8 @@ _DECLARED = (
         refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
         spec=_BILINEAR,
         notes=(
-            "The paper's bad model is a smaller or less trained one, given the prompt. diffusers' "
-            "is the same model with layers skipped, given the negative prompt."
+            "The paper's bad model is a smaller or less trained one, with the prompt. In "
+            "diffusers, it is the same model with some layers skipped and the negative prompt."
         ),
     ),
     DiffusersGuider(
@@ -139,7 +141,7 @@ _DECLARED = (
         defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_BILINEAR,
-        notes="use_original_formulation is the paper's own: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
+        notes="With use_original_formulation it is the paper's: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
     ),
     DiffusersGuider(
         name="ClassifierFreeZeroStarGuidance",
@@ -157,7 +159,7 @@ _DECLARED = (
             linear_params=("guidance_scale",),
         ),
         notes=(
-            "zero_init_steps also acts at guidance_scale 1 and outside of start and stop. The "
+            "zero_init_steps also acts at guidance_scale 1 and outside start and stop. The "
             "predictions of the zeroed steps are made and discarded."
         ),
     ),
@@ -193,7 +195,10 @@ _DECLARED = (
             linear_in_predictions=True,
             required_effect=("guidance_scale",),
         ),
-        notes="For LTX-2's video and audio. On image models its first term works, and is CFG.",
+        notes=(
+            "It is made for the video and audio of LTX-2. On image models, only its first guidance "
+            "term works, which is CFG."
+        ),
     ),
     DiffusersGuider(
         name="MagnitudeAwareGuidance",
@@ -248,7 +253,7 @@ _DECLARED = (
         nfe=rules.skip_passes("seg_guidance"),
         refuse=rules.refuse_seg,
         spec=_skipping("seg_guidance"),
-        notes="Added to CFG where guidance_scale is not 1.",
+        notes="diffusers adds CFG to it if guidance_scale is not 1.",
     ),
     DiffusersGuider(
         name="TangentialClassifierFreeGuidance",

@@ -1,6 +1,6 @@
 """The guidance equations of the AutoLoRA paper, and which predictions each of them needs.
 
-Notation: x is the noisy latent, y the prompt and ∅ the null prompt. ε is the prediction of the
+Notation: x is the noisy latent, y the prompt and ∅ the negative prompt. ε is the prediction of the
 base model, ε_LoRA that of the same model with its LoRA on, at LoRA scale α (equation 2). w is a
 CFG scale and γ the AutoLoRA scale.
 
@@ -82,8 +82,8 @@ def autolora_predictions(
 
     Args:
         gamma: AutoLoRA scale γ. At 1 no base prediction is needed, at 0 no LoRA prediction.
-        w1: CFG scale of the base branch.
-        w2: CFG scale of the LoRA branch.
+        w1: CFG scale of the base model.
+        w2: CFG scale of the LoRA model.
         base_is_due: `False` if the difference of an earlier step is reused: no base prediction.
     """
     needed: list[Prediction] = []

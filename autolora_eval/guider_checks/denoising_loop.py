@@ -42,7 +42,7 @@ class Step:
         num_conditions: `num_conditions` of the guider before the predictions are made.
         predictions: The predictions that the guider asked for, by its names for them.
         is_conditional: By the same names, whether the batch had the embeddings of the prompts
-            (`True`), of the null prompt (`False`), or others (`None`).
+            (`True`), of the negative prompt (`False`), or others (`None`).
         nfe: Function evaluations, including those that the guider made itself.
         output: The guided prediction.
     """
@@ -118,7 +118,7 @@ def denoiser_predictions(
     """Return a `predict` that calls the denoiser.
 
     A prediction depends on the step, the embeddings and how the guider has set the denoiser. If it
-    is `cached`, the embeddings are those of the prompts or of the null prompt, and only plain
+    is `cached`, the embeddings are those of the prompts or of the negative prompt, and only plain
     values such as LoRA switches are set, it is computed once for these inputs.
     """
     ignores = ignores_denoiser(type(guider))
@@ -203,10 +203,10 @@ def _require_prediction(output: Any) -> torch.Tensor:  # noqa: ANN401
 
 
 def _branch(fields: Sequence[tuple[Any, Sequence[Any]]]) -> bool | None:
-    """Return `True` if all values are the prompts', `False` if the null prompt's.
+    """Return `True` if all values are the prompts', `False` if the negative prompt's.
 
     Args:
-        fields: each value, and what it is for the prompts and for the null prompt.
+        fields: each value, and what it is for the prompts and for the negative prompt.
     """
     for branch, index in ((True, 0), (False, 1)):
         if all(tensors_equal(value, pair[index]) for value, pair in fields):

@@ -61,10 +61,10 @@ class ModelInputs:
     Attributes:
         latents: x_t of each step, float32 [B, 4, H, W].
         timesteps: Of each step, scalars.
-        prompt: Embeddings of the prompts and of the null prompt, each [B, 4, 16].
+        prompt: Embeddings of the prompts and of the negative prompt, each [B, 4, 16].
         pooled: Pooled embeddings of both, each [B, 8].
-        known: Predictions computed so far, by step, branch (`True`: prompts, `False`: null prompt)
-            and settings of the denoiser.
+        known: Predictions computed so far, by step, branch (`True`: prompts, `False`: negative
+            prompt) and settings of the denoiser.
     """
 
     latents: tuple[torch.Tensor, ...]

@@ -229,7 +229,7 @@ def test_the_plan_says_how_a_set_is_read(tmp_path, monkeypatch):
     n = len(SEEDS)
     assert f"Theirs: {n + 1} images (tree of images), {n} used by the benchmark\n" in done.output
     assert f"  {n} missing: in the benchmark, but not in the set\n" in done.output
-    assert "  1 extra: not in the benchmark: not measured\n" in done.output
+    assert "  1 extra (not in the benchmark; not scored)\n" in done.output
     assert "  seeds not known: numbered in order" in done.output
 
 
@@ -291,12 +291,12 @@ def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_
     """The second run would read the copies and figures of the first."""
     benchmark = write(tmp_path / "mine.yaml", judge=None)
     for output in (plain_images / "out", plain_images):
-        with pytest.raises(UsageError, match="contain each other"):
+        with pytest.raises(UsageError, match="are inside one another"):
             score_images(plain_images, benchmark, output)
     assert not (plain_images / "out").exists()
     out = tmp_path / "out"
     shutil.copytree(plain_images, out / "images")
-    with pytest.raises(UsageError, match="contain each other"):
+    with pytest.raises(UsageError, match="are inside one another"):
         score_images(out / "images", benchmark, out)
 
 

@@ -20,11 +20,11 @@ class AutoLoRAParameters(MethodParameters):
     autolora_scale: float = Field(default=1.5, ge=0.0, le=100.0, allow_inf_nan=False)
     """The AutoLoRA scale γ."""
     guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
-    """The CFG scale of the LoRA branch, w2. Default: the model's guidance scale. 1 is AutoLoRA
+    """The CFG scale of the LoRA model, w2. Default: the model's guidance scale. 1 is AutoLoRA
     without CFG, equation (6).
     """
     base_guidance_scale: float | None = Field(default=None, ge=0.0, le=100.0, allow_inf_nan=False)
-    """The CFG scale of the base branch, w1. Default: w2."""
+    """The CFG scale of the base model, w1. Default: w2."""
     start: float = Field(default=0.0, ge=0.0, lt=1.0)
     """The fraction of the steps at which guidance starts; before it γ is 1."""
     stop: float = Field(default=1.0, ge=0.0, le=1.0)
@@ -64,7 +64,7 @@ def _build(parameters: AutoLoRAParameters) -> BaseGuidance:
 METHOD = GuiderMethod(
     name="autolora",
     display_name="AutoLoRA",
-    summary="Extrapolates from the base model's prediction beyond the LoRA model's.",
+    summary="Moves the prediction of the LoRA model away from that of the base model.",
     equation="ε^{w1} + γ (ε_LoRA^{w2} − ε^{w1})",
     source="AutoLoRA paper, equations (6) and (7)",
     parameters=AutoLoRAParameters,
