@@ -228,7 +228,7 @@ def test_the_plan_says_how_a_set_is_read(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     n = len(SEEDS)
     assert f"Theirs: {n + 1} images (tree of images), {n} used by the benchmark\n" in done.output
-    assert f"  {n} missing: in the benchmark, but not in the set\n" in done.output
+    assert f"  {n} missing (in the benchmark, but not in the set)\n" in done.output
     assert "  1 extra (not in the benchmark; not scored)\n" in done.output
     assert "  seeds not known: numbered in order" in done.output
 
