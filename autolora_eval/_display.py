@@ -164,9 +164,10 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Device", {"auto": "CUDA if available, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     cuts = all_prompt_cuts(plan)
-    for model in benchmark.models.values():
+    loaded = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
+    for name, model in benchmark.models.items():
         how = spec.dtype, spec.batch_size, spec.guidance_batching
-        yield from model_facts(model, cuts.get(model.name, ""), *how)
+        yield from model_facts(model, cuts.get(name, ""), *how, is_loaded=name in loaded)
     kind, features = benchmark.extractor.kind, benchmark.features
     yield "Features", kind.name if features is None else place(features, "config.json")
     if benchmark.diversity:

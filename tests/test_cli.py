@@ -201,7 +201,6 @@ def test_the_plan_of_a_sweep_prints_totals_and_what_is_missing(width: int) -> No
         "stabilityai/stable-diffusion-xl-base-1.0 (to be downloaded from the hub)",
         "loras/all_disney_princess_xl.safetensors (not found)",
         "To do Log in at https://civitai.com/models/",
-        "loras/all_disney_princess_xl.safetensors below",
         "set AUTOLORA_EVAL_DISNEY_LORA to its path.",
         "Sweep lora_scale: 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3",
         "Samples 1024 × 1024 pixels in 50 steps",

@@ -37,8 +37,13 @@ def model_facts(
     dtype: str,
     batch_size: int,
     guidance_batching: GuidanceBatching,
+    *,
+    is_loaded: bool = True,
 ) -> Iterator[tuple[str, str]]:
-    """Yield what the plan says of a model, as (title, text) pairs."""
+    """Yield what the plan says of a model, as (title, text) pairs.
+
+    A model that is not loaded only lends its name to images made elsewhere.
+    """
     yield model.name, place(model.pipeline, INDEX)
     if model.config is not None:
         yield "  Configuration", place(model.config, INDEX)
@@ -51,8 +56,8 @@ def model_facts(
         unknown = "the scheduler is unknown until the model is downloaded"
         yield "  NFE", f"counted with one timestep per step: {unknown}"
     yield from _titled("  Prompts", describe_cuts(cuts))
-    yield from _lora_facts(model)
-    memory = model_memory(model, dtype)
+    yield from _lora_facts(model, is_loaded)
+    memory = model_memory(model, dtype) if is_loaded else None
     if memory is not None:
         memory = memory.batched(guidance_batching)
         yield from _titled("  GPU memory", memory.describe(batch_size, model.spec.offload))
@@ -62,7 +67,7 @@ def _titled(title: str, lines: list[str]) -> Iterator[tuple[str, str]]:
     yield from zip([title, *[""] * len(lines)], lines, strict=False)
 
 
-def _lora_facts(model: ResolvedModel) -> Iterator[tuple[str, str]]:
+def _lora_facts(model: ResolvedModel, is_loaded: bool) -> Iterator[tuple[str, str]]:
     if not model.loras:
         yield "  LoRA", "none"
     for spec, lora in zip(model.spec.loras, model.loras, strict=True):
@@ -71,7 +76,7 @@ def _lora_facts(model: ResolvedModel) -> Iterator[tuple[str, str]]:
         yield "  LoRA", f"{name}{scale}{', part of the base model' if spec.part_of_base else ''}"
         if lora.file is not None:
             yield "", lora.file.summary()
-        if lora.source.kind == "absent":
+        if lora.source.kind == "absent" and is_loaded:
             yield "  To do", lora.source.how_to_get()
 
 

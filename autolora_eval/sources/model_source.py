@@ -69,11 +69,9 @@ class Source:
 
         The benchmark's text may say the latter by `{place}`.
         """
-        path = Path(self.location).expanduser()
-        place = str(path) if path.is_absolute() else f"{path} below {Path.cwd()}"
         text = str(self.obtain)
-        text = text if "{place}" in text else f"{text} Put the file at {{place}}."
-        return text.replace("{place}", place)
+        text = text if "{place}" in text else f"{text} Save it as {{place}}."
+        return text.replace("{place}", str(Path.cwd() / Path(self.location).expanduser()))
 
     @property
     def path(self) -> Path:
@@ -340,7 +338,7 @@ def unreachable(sources: list[Source], reason: str) -> str:
 
 def absent(source: Source) -> str:
     """Return the message for a file that the user must get first."""
-    return f"the LoRA '{source.location}' is not here. {source.how_to_get()}"
+    return f"the LoRA file '{source.location}' does not exist. {source.how_to_get()}"
 
 
 # ---- Loading by `from_pretrained`

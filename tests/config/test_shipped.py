@@ -1,6 +1,7 @@
 """The shipped benchmarks: the paper's own, counted by hand, and their twins in miniature."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,8 +165,8 @@ def test_a_lora_that_must_be_got_first_is_absent_until_it_is_there(tmp_path, mon
     assert lora.kind == "absent"
     assert lora.how_to_get() == (
         'Log in at https://civitai.com/models/212532 ("All Disney Princess XL LoRA Model from '
-        'Ralph Breaks the Internet") and download its .safetensors. Put the file at '
-        f"loras/all_disney_princess_xl.safetensors below {tmp_path}, or set "
+        'Ralph Breaks the Internet") and download its .safetensors. Save it as '
+        f"{tmp_path}/loras/all_disney_princess_xl.safetensors, or set "
         "AUTOLORA_EVAL_DISNEY_LORA to its path."
     )
     file = save_lora(tmp_path / lora.location)
@@ -182,7 +183,7 @@ def test_only_a_lora_that_says_how_to_get_it_may_be_absent(plan_of, load, benchm
     data["models"]["A"]["lora"]["obtain"] = "Ask Ann."
     benchmark = load(data)
     (lora,) = benchmark.models["A"].loras
-    assert lora.source.how_to_get().startswith("Ask Ann. Put the file at mine")
+    assert lora.source.how_to_get() == f"Ask Ann. Save it as {Path.cwd()}/mine.safetensors."
     data["models"]["A"]["lora"]["path"] = "mine.ckpt"
     assert "is a pickle" in problem(data)
     # How to get it decides no number: a finished run stays finished.

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from command import run_command
 from conftest import ROOT
 from diffusers import StableDiffusionXLPipeline
 from image_files import save
@@ -179,6 +180,10 @@ def test_the_file_of_the_lora_may_be_missing(plain_images, tmp_path):
     found = score_images(plain_images, benchmark, tmp_path / "out")
     assert found.table["n_missing"].tolist() == [0]
     assert run(tmp_path / "out").table["n_missing"].tolist() == [0]
+    plan = run_command("plan", tmp_path / "out").text
+    assert "not_here.safetensors (not found)" in plan
+    assert "To do" not in plan
+    assert "GPU memory" not in plan
     with pytest.raises(UsageError, match=r"no such LoRA: 'not_here\.safetensors'"):
         load_benchmark(benchmark)
 
