@@ -185,10 +185,8 @@ def _unpacked(masks: Sequence[bytes], width: int) -> Tensor:
 
     A model's logits may be wider than its tokenizer, or narrower by an image token.
     """
-    packed = torch.frombuffer(bytearray(b"".join(masks)), dtype=torch.uint8)
-    bits = (packed.view(len(masks), -1, 1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    bits = bits.flatten(1)[:, :width].bool()
-    return torch.nn.functional.pad(bits, (0, width - bits.shape[1]))
+    packed = np.frombuffer(b"".join(masks), np.uint8).reshape(len(masks), -1)
+    return torch.from_numpy(np.unpackbits(packed, axis=1, count=width, bitorder="little")).bool()
 
 
 class LogprobRecorder:
