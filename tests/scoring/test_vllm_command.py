@@ -133,9 +133,6 @@ def test_command_with_a_newer_vllm_is_rejected(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({}, UsageError, "also set what to start"),
-        ({"vllm_python": "p", "launch_command": ["x"]}, UsageError, "cannot be combined"),
-        ({"launch_command": ["uvx", "vllm"]}, UsageError, "lacks '{port}'"),
         (
             {"launch_command": ["uxv", "{port}"]},
             AutoLoRAEvalError,
@@ -148,18 +145,12 @@ def test_command_with_a_newer_vllm_is_rejected(command: list[str]) -> None:
         ),
         ({"vllm_python": "judge/bin/python"}, AutoLoRAEvalError, "judge/bin/python' not found"),
         ({"vllm_python": "p", "model": "nowhere"}, UsageError, "no such folder: 'nowhere'"),
-        (
-            {"vllm_python": "p", "launch_args": ["--api-key=secret"]},
-            UsageError,
-            "must not contain a key",
-        ),
     ],
 )
 def test_invalid_launch_is_rejected(given, error, message: str) -> None:
     with pytest.raises(error) as caught:
         check_launch(judge(**given))
     assert message in str(caught.value)
-    assert "secret" not in str(caught.value)
     assert caught.value.exit_code == (2 if error is UsageError else 1)
 
 

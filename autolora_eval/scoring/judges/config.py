@@ -274,7 +274,7 @@ def judge_problems(judge: JudgeConfig) -> Iterator[Problem]:
             yield from unset
             return
         yield from _wrong_addresses(judge)
-        yield from launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
+        yield from _launch_problems(judge) if judge.launch else _launch_keys_alone(judge)
 
 
 def _entries(judge: JudgeConfig, *keys: str) -> Iterator[tuple[KeyPath, str]]:
@@ -355,8 +355,7 @@ def _launch_keys_alone(judge: JudgeConfig) -> Iterator[Problem]:
             yield (key,), "has an effect only with 'launch: true'. Add that, or remove this key."
 
 
-def launch_problems(judge: JudgeConfig) -> Iterator[Problem]:
-    """Yield problems with the settings of a launch, as `judge_problems` does."""
+def _launch_problems(judge: JudgeConfig) -> Iterator[Problem]:
     if judge.launch_command and judge.vllm_python:
         problem = "cannot be combined with judge.vllm_python. Remove one of them."
         yield ("launch_command",), problem

@@ -10,9 +10,9 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from autolora_eval._errors import AutoLoRAEvalError, UsageError, did_you_mean
+from autolora_eval._errors import AutoLoRAEvalError, did_you_mean
 from autolora_eval._files import Json
-from autolora_eval.scoring.judges.config import JudgeConfig, launch_problems
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.sources.identity import identity
 from autolora_eval.sources.lookup import Lookup, expanded, shipped_root
 from autolora_eval.sources.model_source import Source, find_model
@@ -91,12 +91,9 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
     `seconds` limits the time to read vLLM's version.
 
     Raises:
-        UsageError: if the settings of the launch are missing or wrong.
+        UsageError: if the judge's model is neither a folder nor a hub id.
         AutoLoRAEvalError: if the program is not installed here or cannot serve the judge.
     """
-    problems = [f"judge.{'.'.join(map(str, keys))}: {why}" for keys, why in launch_problems(spec)]
-    if problems:
-        raise UsageError("\n".join(problems))
     source = model_source(spec)
     if spec.launch_command:
         _check_program(expanded(spec.launch_command[0]))

@@ -90,7 +90,7 @@ def launched_server(spec: JudgeConfig, log: Path, say: Say = lambda text: None) 
         The address of the server, ending in `/v1`.
 
     Raises:
-        UsageError: if the benchmark does not say what to start.
+        UsageError: if the judge's model is neither a folder nor a hub id.
         AutoLoRAEvalError: if the server ended or did not answer in time, with the end of its log.
             Also if the block fails after the server ended.
     """
