@@ -87,6 +87,7 @@ class Reply:
         tokens: the reply's tokens with their alternatives; empty without log-probabilities.
         detail: the server's error message; None if there is none.
         prompt_tokens: tokens of question and image as the server counts them; None if it does not.
+        retry_after: seconds that the server asks to wait before a retry; None if it does not.
     """
 
     text: str | None
@@ -99,6 +100,7 @@ class Reply:
     tokens: tuple[Token, ...] = ()
     detail: str | None = None
     prompt_tokens: int | None = None
+    retry_after: float | None = None
 
 
 class Judge(Protocol):

@@ -102,7 +102,7 @@ class OpenAIJudge:
                 "root": served.get("root"),
                 **({"weights": served["weights"]} if served.get("weights") else {}),
                 "constraint": self._mode.name,
-                "logprobs": self._mode.top_logprobs > 0,
+                "logprobs": "logprobs" in self._mode.arguments,
                 "temperature": self.spec.temperature,
                 "max_tokens": self.spec.max_tokens,
                 "seed": self.spec.seed,
@@ -239,16 +239,16 @@ class OpenAIJudge:
         calls = failures = 0
         while True:
             sent = self._dialect.adapted(body)
-            answer = await self._one_call(sent)
-            calls += answer.reply.attempts
-            self._dialect.learn(body, answer.reply)
-            if answer.reply.text is None and self._dialect.adapted(body) != sent:
+            reply = await self._one_call(sent)
+            calls += reply.attempts
+            self._dialect.learn(body, reply)
+            if reply.text is None and self._dialect.adapted(body) != sent:
                 continue
-            if answer.reply.text is not None:
-                await self._look_for_dropped_images(sent, answer.reply)
-            if failures == self.spec.max_retries or not _should_retry(answer):
-                return self._redacted(replace(answer.reply, attempts=calls))
-            await asyncio.sleep(self._pause(failures, answer.retry_after))
+            if reply.text is not None:
+                await self._look_for_dropped_images(sent, reply)
+            if failures == self.spec.max_retries or not _should_retry(reply):
+                return self._redacted(replace(reply, attempts=calls))
+            await asyncio.sleep(self._pause(failures, reply.retry_after))
             failures += 1
 
     async def _look_for_dropped_images(self, body: Json, reply: Reply) -> None:
@@ -259,7 +259,7 @@ class OpenAIJudge:
         """
         if reply.prompt_tokens and self._images_dropped is None:
             self._images_dropped = False
-            blind = (await self._one_call(protocol.without_image(body))).reply
+            blind = await self._one_call(protocol.without_image(body))
             self._images_dropped = blind.prompt_tokens == reply.prompt_tokens
 
     def _pause(self, failures: int, asked: float | None) -> float:
@@ -271,7 +271,7 @@ class OpenAIJudge:
         backoff = self._random.uniform(0.0, min(highest, 30.0, self._longest_pause))
         return backoff if asked is None else min(asked, self._longest_pause) + min(backoff, 1.0)
 
-    async def _one_call(self, body: Json) -> protocol.Answer:
+    async def _one_call(self, body: Json) -> Reply:
         """Make one call; if its server goes down meanwhile, repeat it on another server."""
         calls = 0
         while True:
@@ -280,17 +280,17 @@ class OpenAIJudge:
             server.active_calls += 1
             server.total_calls += 1
             try:
-                answer = await protocol.call(server.session, body, self.spec.timeout)
+                reply = await protocol.call(server.session, body, self.spec.timeout)
             finally:
                 server.active_calls -= 1
-            answer = replace(answer, reply=replace(answer.reply, attempts=calls))
-            if not _is_failure(answer.reply):
+            reply = replace(reply, attempts=calls)
+            if not _is_failure(reply):
                 server.failures = 0
-                return answer
-            unreachable = answer.reply.reason == "connection"
+                return reply
+            unreachable = reply.reason == "connection"
             await self._pool.record_failure(server, unreachable=unreachable)
             if server.down_reason is None or calls == MAX_FAILOVERS:
-                return answer
+                return reply
 
     def _stop_after_repeated_failures(self, reply: Reply) -> None:
         """Stop the run if its server is up but answers no question."""
@@ -322,8 +322,7 @@ def _is_failure(reply: Reply) -> bool:
     return is_transient(reply.reason) and reply.reason not in _ABOUT_THE_QUESTION
 
 
-def _should_retry(answer: protocol.Answer) -> bool:
-    reply = answer.reply
+def _should_retry(reply: Reply) -> bool:
     failed_over = reply.attempts == MAX_FAILOVERS
     return (
         is_transient(reply.reason) and reply.reason not in protocol.NOT_RETRIED and not failed_over

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -59,20 +59,10 @@ class StructuredOutput:
     Attributes:
         name: the value of `judge.constraint`.
         arguments: extra arguments of the chat completion.
-        top_logprobs: alternatives requested for each token; 0 requests no log-probabilities.
     """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    top_logprobs: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The reply or failure of one call, and the seconds of the server's Retry-After header."""
-
-    reply: Reply
-    retry_after: float | None = None
 
 
 class Dialect:
@@ -106,7 +96,7 @@ def chat(
     kind = picture.format.lower()
     url = f"data:image/{kind};base64,{base64.b64encode(picture.data).decode()}"
     image = {"type": "image_url", "image_url": {"url": url}}
-    body: dict[str, Any] = {
+    return {
         "model": spec.model,
         "messages": [{"role": "user", "content": question.parts(image)}],
         "stream": False,  # some servers stream by default
@@ -116,9 +106,6 @@ def chat(
         **NEUTRAL,
         **mode.arguments,
     }
-    if mode.top_logprobs:
-        body |= {"logprobs": True, "top_logprobs": mode.top_logprobs}
-    return body
 
 
 def without_image(body: Json) -> Json:
@@ -128,7 +115,7 @@ def without_image(body: Json) -> Json:
     return {**body, "messages": [{**message, "content": texts}]}
 
 
-async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Answer:
+async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Reply:
     """Make one call, in `timeout` seconds to its last byte. A failed call has a reason."""
     start, model = time.monotonic(), str(body["model"])
     retry_after = detail = None
@@ -137,8 +124,7 @@ async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> An
             # As a stream: aiohttp warns of large bytes.
             data = io.BytesIO(json.dumps(body).encode())
             answer = await decoded(session.post("chat/completions", data=data))
-        reply = _read(answer, model, time.monotonic() - start)
-        return Answer(reply)
+        return _read(answer, model, time.monotonic() - start)
     except TimeoutError:
         reason = "timeout"
     except StatusError as error:
@@ -149,7 +135,7 @@ async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> An
     except BadAnswerError as error:
         reason, detail = "bad_response", str(error)
     seconds = time.monotonic() - start
-    return Answer(Reply(None, reason, False, model, seconds, detail=detail), retry_after)
+    return Reply(None, reason, False, model, seconds, detail=detail, retry_after=retry_after)
 
 
 def _read(answer: object, model: str, latency: float) -> Reply:
@@ -293,7 +279,8 @@ class Trials:
     async def with_logprobs(self, mode: StructuredOutput) -> StructuredOutput:
         """Request as many log-probabilities as the server returns."""
         for count in TOP_LOGPROBS:
-            asking = replace(mode, top_logprobs=count)
+            listed = {"logprobs": True, "top_logprobs": count}
+            asking = StructuredOutput(mode.name, mode.arguments | listed)
             tokens = (await self._reply(asking)).tokens
             if any(len(token.alternatives) > 1 for token in tokens):
                 return asking
