@@ -1,16 +1,12 @@
-"""What the commands print: plans, results and methods."""
+"""What the commands print: plans and results."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import filesize
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -24,21 +20,22 @@ from autolora_eval._text import (
     join_names,
     pluralize,
 )
-from autolora_eval.config.gpu_memory import model_facts, place
-from autolora_eval.config.inputs import LoadedBenchmark
+from autolora_eval.config.gpu_memory import model_memory
+from autolora_eval.config.inputs import INDEX, LoadedBenchmark, ResolvedModel
 from autolora_eval.config.plan import (
     Cell,
     Plan,
     cells_by_method,
     common_columns,
     describe_parameters,
+    describe_sampling,
 )
 from autolora_eval.config.prompt_cuts import all_prompt_cuts, describe_cuts, plan_prompt_cuts
 from autolora_eval.config.sweep_grid import INTERVAL, fields_of
-from autolora_eval.guidance.catalogue import BUILT_IN, DIFFUSERS, INSTALLED, Listed, ListedParameter
 from autolora_eval.runs.folder import Run, RunFolder
 from autolora_eval.runs.manifest import PromptCuts, rows_of_images
 from autolora_eval.runs.records import ImageSetRecord
+from autolora_eval.sources.model_source import Source, cached
 
 if TYPE_CHECKING:
     from autolora_eval.analysis.human_agreement import HumanAgreement
@@ -164,16 +161,67 @@ def _plan_facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "Device", {"auto": "CUDA if available, else the CPU"}.get(spec.device, spec.device)
     yield "Prompts", spec.prompts if isinstance(spec.prompts, str) else "in the benchmark file"
     cuts = all_prompt_cuts(plan)
-    loaded = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
     for name, model in benchmark.models.items():
-        how = spec.dtype, spec.batch_size, spec.guidance_batching
-        yield from model_facts(model, cuts.get(name, ""), *how, is_loaded=name in loaded)
+        yield from model_facts(plan, model, cuts.get(name, ""))
     kind, features = benchmark.extractor.kind, benchmark.features
-    yield "Features", kind.name if features is None else place(features, "config.json")
+    yield "Features", kind.name if features is None else _place(features, "config.json")
     if benchmark.diversity:
         names = [metric.display_name for metric in benchmark.diversity.values()]
         yield "Diversity", f"equation (8), {', '.join(names)}"
     yield from _judge_facts(benchmark)
+
+
+def model_facts(
+    plan: Plan, model: ResolvedModel, cuts: PromptCuts | str
+) -> Iterator[tuple[str, str]]:
+    """Yield what the plan says of a model, as (title, text) pairs."""
+    spec = plan.benchmark.spec
+    # Otherwise the model only lends its name to images made elsewhere.
+    is_loaded = any(c.method.kind != "images" for c in plan.cells if c.model.name == model.name)
+    yield model.name, _place(model.pipeline, INDEX)
+    if model.config is not None:
+        yield "  Configuration", _place(model.config, INDEX)
+    if model.vae is not None:
+        yield "  VAE", _place(model.vae, "config.json")
+    if model.spec.left_out:
+        yield "  Left out", ", ".join(model.spec.left_out)
+    yield "  Samples", describe_sampling(model)
+    if model.timesteps is None:
+        unknown = "the scheduler is unknown until the model is downloaded"
+        yield "  NFE", f"counted with one timestep per step: {unknown}"
+    yield from _titled("  Prompts", describe_cuts(cuts))
+    yield from _lora_facts(model, is_loaded)
+    memory = model_memory(model, spec.dtype) if is_loaded else None
+    if memory is not None:
+        memory = memory.batched(spec.guidance_batching)
+        yield from _titled("  GPU memory", memory.describe(spec.batch_size, model.spec.offload))
+
+
+def _titled(title: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    yield from zip([title, *[""] * len(lines)], lines, strict=False)
+
+
+def _lora_facts(model: ResolvedModel, is_loaded: bool) -> Iterator[tuple[str, str]]:
+    if not model.loras:
+        yield "  LoRA", "none"
+    for spec, lora in zip(model.spec.loras, model.loras, strict=True):
+        name = _place(lora.source, lora.source.weight_name or "README.md")
+        scale = f", scale {spec.scale:g}" if len(model.loras) > 1 else ""
+        yield "  LoRA", f"{name}{scale}{', part of the base model' if spec.part_of_base else ''}"
+        if lora.file is not None:
+            yield "", lora.file.summary()
+        if lora.source.kind == "absent" and is_loaded:
+            yield "  To do", lora.source.how_to_get()
+
+
+def _place(source: Source, marker: str) -> str:
+    """Return the name of a model's files, and whether they are on this machine."""
+    if source.kind == "absent":
+        return f"{source.location}  (not found)"
+    if source.kind != "hub":
+        return f"{source.name}  (found)"
+    state = "in the local cache" if cached(source, marker) else "to be downloaded from the hub"
+    return f"{source.name}  ({state})"
 
 
 def show_outlook(folder: RunFolder, found: tuple[list[StageOutlook], str | None] | None) -> None:
@@ -198,7 +246,7 @@ def _judge_facts(benchmark: LoadedBenchmark) -> Iterator[tuple[str, str]]:
     server = "a server that the run launches" if judge.launch else ", ".join(judge.base_urls)
     where = f"{judge.model} at {server}"
     if benchmark.judge is not None:
-        where = place(benchmark.judge, "config.json")
+        where = _place(benchmark.judge, "config.json")
     yield "Judge", f"{where}, rubric {benchmark.rubric.name}"
     if benchmark.rubric.caveat is not None:
         yield "  Caveat", benchmark.rubric.caveat
@@ -320,81 +368,3 @@ def show_caveat(text: str) -> None:
 def show_path(what: str, path: Path | str, detail: str = "") -> None:
     """Print where something is or was written."""
     _print_line((what, "bold"), f": {path}", f" ({detail})" if detail else "")
-
-
-# The command `methods`
-
-
-_HEADS = {
-    BUILT_IN: "Built in",
-    DIFFUSERS: "Guiders of diffusers, named by the dotted path diffusers.guiders.NAME",
-    INSTALLED: "From installed packages",
-}
-
-
-def methods_as_json(methods: Iterable[Listed]) -> str:
-    """Return methods as indented JSON: a list of objects with the fields of `Listed`."""
-    return json.dumps([asdict(method) for method in methods], indent=2, ensure_ascii=False)
-
-
-def show_method_list(methods: Iterable[Listed]) -> None:
-    """Print each method in a few lines: name, summary, cost and parameters."""
-    for group, members in groupby(methods, key=lambda method: method.group):
-        console.print(Text(_HEADS.get(group, ""), "bold"))
-        grid = _grid()
-        for method in members:
-            name = method.name.rpartition(".")[2] if group == DIFFUSERS else method.name
-            grid.add_row(Text(name, "bold"), _summary(method))
-        console.print(Padding(grid, (0, 0, 1, 2)))
-    _print_line("For details, run: autolora-eval methods NAME (or a guider's dotted path)")
-
-
-def _summary(method: Listed) -> Text:
-    if method.problem:
-        return Text(method.problem, "red")
-    kind = "" if method.kind == "guider" else ", a sampler"
-    first = f"{method.display_name}{kind}: {_cost(method)}"
-    if method.group == DIFFUSERS:
-        return Text(f"{first}; {method.supports.split(': ')[0]}")
-    parameters = ", ".join(parameter.name for parameter in method.parameters)
-    lines = [
-        method.summary,
-        f"parameters: {parameters}" if parameters else "",
-        f"from {method.source}" if method.group == INSTALLED else "",
-    ]
-    return Text("\n").join([Text(first), *(Text(line, "dim") for line in lines if line)])
-
-
-def _cost(method: Listed) -> str:
-    if method.nfe_per_step is None:
-        return "NFE counted by the run"
-    least, most = method.nfe_per_step
-    return f"{least} NFE per step" if least == most else f"{least} to {most} NFE per step"
-
-
-def show_method_details(methods: Iterable[Listed]) -> None:
-    """Print all that is known about methods."""
-    for method in methods:
-        console.print(Text.assemble((method.name, "bold"), f"  {method.display_name}"))
-        grid = _grid()
-        facts = {
-            "problem": method.problem,
-            "summary": method.summary,
-            "formula": method.equation,
-            "cost": "" if method.problem and not method.display_name else _cost(method),
-            "works on": method.supports,
-            "source": method.source,
-            "notes": method.notes,
-        }
-        for name, text in facts.items():
-            if text:
-                grid.add_row(Text(name, "dim"), Text(text, "red" if name == "problem" else ""))
-        for n, parameter in enumerate(method.parameters):
-            grid.add_row(Text("" if n else "parameters", "dim"), _parameter(parameter))
-        console.print(Padding(grid, (0, 0, 1, 2)))
-
-
-def _parameter(parameter: ListedParameter) -> Text:
-    kind = f": {parameter.type}" if parameter.type else ""
-    default = "  required" if parameter.default is None else f" = {parameter.default}"
-    return Text.assemble(parameter.name, (f"{kind}{default}", "dim"))

@@ -285,15 +285,15 @@ def methods(
 ) -> None:
     """List the available methods: built in, from diffusers, and from installed packages."""
     from autolora_eval import _display as display
-    from autolora_eval.guidance.catalogue import catalogue, listed_as
+    from autolora_eval.guidance import catalogue
 
-    found = listed_as(names, [Path.cwd()]) if names else list(catalogue())
+    found = catalogue.listed_as(names, [Path.cwd()]) if names else list(catalogue.catalogue())
     if as_json:
-        typer.echo(printable(display.methods_as_json(found)))
+        typer.echo(printable(catalogue.as_json(found)))
     elif names or verbose:
-        display.show_method_details(found)
+        catalogue.show_details(found, display.console)
     else:
-        display.show_method_list(found)
+        catalogue.show_list(found, display.console)
 
 
 @app.command(rich_help_panel=options.METHODS)

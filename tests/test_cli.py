@@ -250,7 +250,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Finished]:
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("autolora_eval._display.show_method_list", fail)
+        monkeypatch.setattr("autolora_eval.guidance.catalogue.show_list", fail)
         return run_command(*options, "methods")
 
     return run
@@ -283,7 +283,7 @@ def test_ctrl_c_in_a_destructor_is_not_ignored(monkeypatch) -> None:
         for _ in range(500):
             time.sleep(0.01)
 
-    monkeypatch.setattr("autolora_eval._display.show_method_list", show)
+    monkeypatch.setattr("autolora_eval.guidance.catalogue.show_list", show)
     # A shell lets its background processes ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -15,7 +15,7 @@ The CUDA context, workspaces of libraries and fragmentation are not counted: `RE
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,72 +23,9 @@ from typing import Any
 from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
 from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.model_section import VAE, checkpoint_tensors
-from autolora_eval.config.plan import describe_sampling
-from autolora_eval.config.prompt_cuts import describe_cuts
 from autolora_eval.config.schema import GuidanceBatching, Offload
-from autolora_eval.runs.manifest import PromptCuts
-from autolora_eval.sources.model_source import Source, cached
+from autolora_eval.sources.model_source import cached
 from autolora_eval.sources.safetensors_file import TensorInfo, read_header
-
-
-def model_facts(
-    model: ResolvedModel,
-    cuts: PromptCuts | str,
-    dtype: str,
-    batch_size: int,
-    guidance_batching: GuidanceBatching,
-    *,
-    is_loaded: bool = True,
-) -> Iterator[tuple[str, str]]:
-    """Yield what the plan says of a model, as (title, text) pairs.
-
-    A model that is not loaded only lends its name to images made elsewhere.
-    """
-    yield model.name, place(model.pipeline, INDEX)
-    if model.config is not None:
-        yield "  Configuration", place(model.config, INDEX)
-    if model.vae is not None:
-        yield "  VAE", place(model.vae, "config.json")
-    if model.spec.left_out:
-        yield "  Left out", ", ".join(model.spec.left_out)
-    yield "  Samples", describe_sampling(model)
-    if model.timesteps is None:
-        unknown = "the scheduler is unknown until the model is downloaded"
-        yield "  NFE", f"counted with one timestep per step: {unknown}"
-    yield from _titled("  Prompts", describe_cuts(cuts))
-    yield from _lora_facts(model, is_loaded)
-    memory = model_memory(model, dtype) if is_loaded else None
-    if memory is not None:
-        memory = memory.batched(guidance_batching)
-        yield from _titled("  GPU memory", memory.describe(batch_size, model.spec.offload))
-
-
-def _titled(title: str, lines: list[str]) -> Iterator[tuple[str, str]]:
-    yield from zip([title, *[""] * len(lines)], lines, strict=False)
-
-
-def _lora_facts(model: ResolvedModel, is_loaded: bool) -> Iterator[tuple[str, str]]:
-    if not model.loras:
-        yield "  LoRA", "none"
-    for spec, lora in zip(model.spec.loras, model.loras, strict=True):
-        name = place(lora.source, lora.source.weight_name or "README.md")
-        scale = f", scale {spec.scale:g}" if len(model.loras) > 1 else ""
-        yield "  LoRA", f"{name}{scale}{', part of the base model' if spec.part_of_base else ''}"
-        if lora.file is not None:
-            yield "", lora.file.summary()
-        if lora.source.kind == "absent" and is_loaded:
-            yield "  To do", lora.source.how_to_get()
-
-
-def place(source: Source, marker: str) -> str:
-    """Return the name of a model's files, and whether they are on this machine."""
-    if source.kind == "absent":
-        return f"{source.location}  (not found)"
-    if source.kind != "hub":
-        return f"{source.name}  (found)"
-    state = "in the local cache" if cached(source, marker) else "to be downloaded from the hub"
-    return f"{source.name}  ({state})"
-
 
 GIB = 2**30
 RESERVE = GIB

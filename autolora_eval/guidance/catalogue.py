@@ -1,4 +1,4 @@
-"""Lists every method: its parameters, cost and supported models.
+"""The command `methods`: every method with its parameters, cost and supported models.
 
 Built-in methods and diffusers' guiders are listed without importing torch or diffusers. Plugins of
 other packages are imported.
@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from autolora_eval._devices import package_versions
 from autolora_eval._errors import UsageError, did_you_mean, validation_message
@@ -257,3 +263,90 @@ def _of_packages(kind: MethodKind) -> Iterator[Listed]:
             except UsageError as error:
                 listed = Listed(name, kind, INSTALLED, problem=str(error))
             yield replace(listed, source=listed.source or offer.origin.distribution)
+
+
+# --------------------
+# What the command `methods` prints.
+
+
+_HEADS = {
+    BUILT_IN: "Built in",
+    DIFFUSERS: "Guiders of diffusers, named by the dotted path diffusers.guiders.NAME",
+    INSTALLED: "From installed packages",
+}
+
+
+def as_json(methods: Iterable[Listed]) -> str:
+    """Return methods as indented JSON: a list of objects with the fields of `Listed`."""
+    return json.dumps([asdict(method) for method in methods], indent=2, ensure_ascii=False)
+
+
+def show_list(methods: Iterable[Listed], console: Console) -> None:
+    """Print each method in a few lines: name, summary, cost and parameters."""
+    for group, members in groupby(methods, key=lambda method: method.group):
+        console.print(Text(_HEADS.get(group, ""), "bold"))
+        grid = _grid()
+        for method in members:
+            name = method.name.rpartition(".")[2] if group == DIFFUSERS else method.name
+            grid.add_row(Text(name, "bold"), _summary(method))
+        console.print(Padding(grid, (0, 0, 1, 2)))
+    text = "For details, run: autolora-eval methods NAME (or a guider's dotted path)"
+    console.print(Text(text), soft_wrap=True)
+
+
+def _summary(method: Listed) -> Text:
+    if method.problem:
+        return Text(method.problem, "red")
+    kind = "" if method.kind == "guider" else ", a sampler"
+    first = f"{method.display_name}{kind}: {_cost(method)}"
+    if method.group == DIFFUSERS:
+        return Text(f"{first}; {method.supports.split(': ')[0]}")
+    parameters = ", ".join(parameter.name for parameter in method.parameters)
+    lines = [
+        method.summary,
+        f"parameters: {parameters}" if parameters else "",
+        f"from {method.source}" if method.group == INSTALLED else "",
+    ]
+    return Text("\n").join([Text(first), *(Text(line, "dim") for line in lines if line)])
+
+
+def _cost(method: Listed) -> str:
+    if method.nfe_per_step is None:
+        return "NFE counted by the run"
+    least, most = method.nfe_per_step
+    return f"{least} NFE per step" if least == most else f"{least} to {most} NFE per step"
+
+
+def show_details(methods: Iterable[Listed], console: Console) -> None:
+    """Print all that is known about methods."""
+    for method in methods:
+        console.print(Text.assemble((method.name, "bold"), f"  {method.display_name}"))
+        grid = _grid()
+        facts = {
+            "problem": method.problem,
+            "summary": method.summary,
+            "formula": method.equation,
+            "cost": "" if method.problem and not method.display_name else _cost(method),
+            "works on": method.supports,
+            "source": method.source,
+            "notes": method.notes,
+        }
+        for name, text in facts.items():
+            if text:
+                grid.add_row(Text(name, "dim"), Text(text, "red" if name == "problem" else ""))
+        for n, parameter in enumerate(method.parameters):
+            grid.add_row(Text("" if n else "parameters", "dim"), _shown_parameter(parameter))
+        console.print(Padding(grid, (0, 0, 1, 2)))
+
+
+def _shown_parameter(parameter: ListedParameter) -> Text:
+    kind = f": {parameter.type}" if parameter.type else ""
+    default = "  required" if parameter.default is None else f" = {parameter.default}"
+    return Text.assemble(parameter.name, (f"{kind}{default}", "dim"))
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid

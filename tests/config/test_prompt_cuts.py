@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import save_json
 
-from autolora_eval.config.gpu_memory import model_facts
+from autolora_eval._display import model_facts
 from autolora_eval.config.plan import make_plan
 from autolora_eval.config.prompt_cuts import (
     _cut,
@@ -142,6 +142,6 @@ def test_a_plan_says_of_which_models_cuts_and_nfe_are_not_known(
     save_json(workplace / "qwen" / "model_index.json", index)
     plan = plan_of(with_model(pipeline=pipeline))
     assert all_prompt_cuts(plan) == {"A": message}
-    facts = dict(model_facts(plan.cells[0].model, message, "auto", 1, "separate"))
+    facts = dict(model_facts(plan, plan.cells[0].model, message))
     assert facts["  Prompts"] == message
     assert ("  NFE" in facts) == (pipeline != "qwen")
