@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges.config import Reply, Request
+from autolora_eval.scoring.judge import Reply, Request
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 from autolora_eval.scoring.rubric import Question
 

@@ -28,7 +28,7 @@ from autolora_eval.config.lora_file import read_lora_file
 from autolora_eval.config.plan import make_plan
 from autolora_eval.generation.image_sets import read_image_set
 from autolora_eval.runs.images import ImageError, open_image, read_picture, reduced, single_colour
-from autolora_eval.scoring.judges.config import Token
+from autolora_eval.scoring.judge import Token
 from autolora_eval.scoring.reply import expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Rubric, read_rubric
 

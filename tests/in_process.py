@@ -10,7 +10,8 @@ import torch
 from rubrics import shipped
 from scored_run import picture
 
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
+from autolora_eval.scoring.judge import Reply, Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.model_source import Source

@@ -19,7 +19,8 @@ from PIL import Image
 from rubrics import shipped
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
+from autolora_eval.scoring.judge import Reply, Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.model_source import Source

@@ -28,8 +28,8 @@ from autolora_eval.runs.records import (
     SourceRecord,
 )
 from autolora_eval.scoring import features as feature_stage
+from autolora_eval.scoring.judge import Judge, Reply
 from autolora_eval.scoring.judgement_store import JudgementFile
-from autolora_eval.scoring.judges.config import Judge, Reply
 from autolora_eval.scoring.judging import judge_images, judgement
 
 KEY = "judge-and-rubric"

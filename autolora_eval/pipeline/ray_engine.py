@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from autolora_eval._progress import Advance
     from autolora_eval.generation.model_on_device import ModelOnDevice
     from autolora_eval.generation.stage import CellWork, GenerationResult
-    from autolora_eval.scoring.judges.config import Judge, Reply, Request
+    from autolora_eval.scoring.judge import Judge, Reply, Request
 
 U = TypeVar("U")
 R = TypeVar("R")

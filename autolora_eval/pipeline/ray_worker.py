@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from autolora_eval.generation.guider_backend import GuidedModel
     from autolora_eval.generation.sampler_api import SamplerPipeline
     from autolora_eval.generation.sampler_backend import SampledCell
-    from autolora_eval.scoring.judges.config import Reply, Request
+    from autolora_eval.scoring.judge import Reply, Request
 
 # (unit, function that fetches a file of the run folder) → the unit with the fetched files.
 At = Callable[[Any, Callable[[Path], Path]], Any]

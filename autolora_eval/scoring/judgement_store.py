@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json, atomic_write, sha256_bytes
-from autolora_eval.scoring.judges.config import is_transient
+from autolora_eval.scoring.judge import is_transient
 from autolora_eval.scoring.rubric import Question
 
 _TYPES: dict[str, Any] = {

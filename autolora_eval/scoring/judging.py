@@ -16,6 +16,7 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.images import CellImage, cell_images
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import JudgeRecord
+from autolora_eval.scoring.judge import Judge, Reply, Request
 from autolora_eval.scoring.judgement_store import (
     JudgementCache,
     JudgementFile,
@@ -23,7 +24,7 @@ from autolora_eval.scoring.judgement_store import (
     JudgementStatus,
     reply_key,
 )
-from autolora_eval.scoring.judges.config import Judge, JudgeConfig, Reply, Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.reply import MAX_REPLY, expected_scores, parse_reply
 from autolora_eval.scoring.rubric import Question, Rubric
 from autolora_eval.sources.identity import identity

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autolora_eval.scoring.judges.config import Token
+from autolora_eval.scoring.judge import Token
 from autolora_eval.scoring.rubric import Rubric, Score
 
 MAX_REPLY = 20_000

@@ -17,7 +17,7 @@ from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.report import write_report
 from autolora_eval.runs.folder import RunFolder
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.reply import parse_reply
 from autolora_eval.sources.lookup import miniature_folder
 

@@ -24,8 +24,8 @@ from autolora_eval.analysis.scores import join_scores
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.runs.folder import RunFolder
+from autolora_eval.scoring.judge import is_transient
 from autolora_eval.scoring.judges import openai_judge
-from autolora_eval.scoring.judges.config import is_transient
 
 pytestmark = pytest.mark.e2e
 

@@ -20,7 +20,7 @@ from judge_server import MODEL, VERDICT, Call, Drip, Drop, Hang, Http, JudgeServ
 from PIL import Image
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges.config import Reply, Request, is_transient
+from autolora_eval.scoring.judge import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import _tokens
 from autolora_eval.scoring.judges.server_pool import MAX_ANSWER_BYTES
 from autolora_eval.sources.lookup import shipped_root

@@ -29,7 +29,7 @@ from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.judges.vllm_server import launched_server
 from autolora_eval.scoring.judging import judge_images, open_judge
 from autolora_eval.scoring.reply import parse_reply

@@ -10,7 +10,7 @@ import time
 import pytest
 from rubrics import rubric_of
 
-from autolora_eval.scoring.judges.config import Token
+from autolora_eval.scoring.judge import Token
 from autolora_eval.scoring.reply import (
     MAX_CLOSINGS,
     MAX_OPENINGS,

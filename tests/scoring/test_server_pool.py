@@ -14,8 +14,8 @@ from asking import QUESTION, Make, ask, questions, until_it_stops
 from judge_server import MODEL, VERDICT, Drop, Http, JudgeServer, judge_server
 
 from autolora_eval._errors import AutoLoRAEvalError
+from autolora_eval.scoring.judge import Request, is_transient
 from autolora_eval.scoring.judges import server_pool
-from autolora_eval.scoring.judges.config import Request, is_transient
 from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")

@@ -13,7 +13,7 @@ from judge_server import Call, Http, completion
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.judges.openai_protocol import NEUTRAL
 from autolora_eval.scoring.rubric import Rubric
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
-from autolora_eval.scoring.judges.config import Token
+from autolora_eval.scoring.judge import Token
 from autolora_eval.scoring.rubric import Question
 
 TOP_LOGPROBS = 20  # the maximum of vLLM

@@ -18,8 +18,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import ImageError, read_picture
+from autolora_eval.scoring.judge import Reply, Request, is_transient
 from autolora_eval.scoring.judges import openai_protocol as protocol
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request, is_transient
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.server_pool import (
     JudgeUnavailableError,
     OtherModelError,

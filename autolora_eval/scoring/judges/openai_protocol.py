@@ -20,7 +20,8 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Token, is_transient
+from autolora_eval.scoring.judge import Reply, Token, is_transient
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.server_pool import (
     BadAnswerError,
     StatusError,

@@ -19,7 +19,8 @@ from autolora_eval._files import Json
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.runs.images import ImageError, Picture, read_picture, reduced
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.judges.config import JudgeConfig, Reply, Request
+from autolora_eval.scoring.judge import Reply, Request
+from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.logits_processors import (
     Grammar,
     GumbelNoise,

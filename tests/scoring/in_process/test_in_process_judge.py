@@ -15,7 +15,7 @@ from PIL import Image
 from scored_run import picture
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge, conversation
 from autolora_eval.scoring.rubric import Question
 

@@ -15,7 +15,7 @@ from rubrics import shipped
 from scipy.stats import chi2
 
 from autolora_eval.scoring.constraint import reply_pattern
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.judges.logits_processors import Grammar
 from autolora_eval.scoring.judges.transformers_judge import conversation
 from autolora_eval.scoring.reply import expected_scores, parse_reply

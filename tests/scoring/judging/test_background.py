@@ -22,7 +22,7 @@ from autolora_eval.config.load import find_benchmark
 from autolora_eval.config.stage_inputs import judge_settings
 from autolora_eval.pipeline import background
 from autolora_eval.runs.folder import Run
-from autolora_eval.scoring.judges.config import Request
+from autolora_eval.scoring.judge import Request
 from autolora_eval.scoring.judges.openai_judge import OpenAIJudge
 
 N = 2 * 2 * 3  # methods × prompts × seeds
