@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -93,6 +94,23 @@ def uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def restored_generators() -> Iterator[None]:
+    """Restore the global random generators of torch, NumPy and Python after the block."""
+    import numpy as np
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # By default it would start CUDA on every GPU of the machine, with a warning.
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(gpus, device_type="cuda"):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def free_memory() -> None:

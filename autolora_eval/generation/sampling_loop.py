@@ -2,7 +2,7 @@
 
 The loop takes prompt embeddings that are made already, draws each image's noise from the image's
 own generator, and tells the guider true steps. What the guider returns is checked, and so are the
-images: those of a broken guider look like any other.
+images: those of a broken guider look like any other. Samplers share its global seed and errors.
 
 Named defects are those of diffusers 0.42 in
 https://github.com/huggingface/diffusers/tree/v0.42.1/src/diffusers.
@@ -28,6 +28,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import PipelineState
 from PIL import Image
 
+from autolora_eval._devices import restored_generators
 from autolora_eval.plugins.third_party import third_party_frame
 from autolora_eval.runs.images import single_colour
 
@@ -155,18 +156,11 @@ def global_seed(seed: int) -> Iterator[None]:
     Otherwise images of third-party code that draws from them would depend on earlier images. The
     working directory is restored too.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # By default it would start CUDA on every GPU of the machine, with a warning.
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with chdir("."), torch.random.fork_rng(gpus, device_type="cuda"):
+    with chdir("."), restored_generators():
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        yield
 
 
 @contextmanager

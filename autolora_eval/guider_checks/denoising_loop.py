@@ -261,18 +261,6 @@ def generator_states() -> dict[str, object]:
     }
 
 
-@contextmanager
-def restored_generators() -> Iterator[None]:
-    """Restore the global random generators afterwards."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
-
-
 # --------------------
 # Comparisons of parameters and of runs.
 

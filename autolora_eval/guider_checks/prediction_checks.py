@@ -8,6 +8,7 @@ from operator import le
 
 import torch
 
+from autolora_eval._devices import restored_generators
 from autolora_eval.guidance.method import ActiveInterval
 from autolora_eval.guider_checks.denoising_loop import (
     DIFFERENT,
@@ -24,7 +25,6 @@ from autolora_eval.guider_checks.denoising_loop import (
     random_predictions,
     replay,
     reshaped,
-    restored_generators,
 )
 from autolora_eval.guider_checks.harness import INTERVAL, GuiderUnderTest
 from autolora_eval.guider_checks.runner import CheckFailedError, CheckSkippedError, check
