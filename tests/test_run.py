@@ -219,6 +219,7 @@ def test_interrupted_and_run_again_gives_the_same_table(
     again = autolora_eval.run(benchmark, tmp_path / "run")
     assert again.folder.table("csv").read_bytes() == first.folder.table("csv").read_bytes()
     assert again.folder.comparisons.read_bytes() == first.folder.comparisons.read_bytes()
+    assert list(again.scores["sha256"]) == list(first.scores["sha256"])
     stage = again.manifest.stages["generate"]
     # Two images a batch; in the second case all images had been made before.
     expected = (4, 8) if owner is LoraPipeline else (12, 0)

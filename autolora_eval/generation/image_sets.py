@@ -145,8 +145,10 @@ def seed_in_name(stem: str) -> int | None:
 
     >>> seed_in_name("00017"), seed_in_name("img2_seed-31"), seed_in_name("cat")
     (17, 31, None)
-    >>> seed_in_name("ComfyUI_00001_"), seed_in_name("00001-31-a cat")
-    (None, 31)
+    >>> seed_in_name("ComfyUI_00001_"), seed_in_name("cat_seed7_00012_"), seed_in_name("a1_b2")
+    (None, 7, None)
+    >>> seed_in_name("00001-31"), seed_in_name("00001-31-a cat")
+    (31, 31)
     """
     named = re.search(r"seed[ _=-]?(\d+)", stem, re.IGNORECASE) or re.match(
         r"\d{5}-(\d+)(?:-|$)", stem

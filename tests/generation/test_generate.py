@@ -108,13 +108,6 @@ def test_order_of_cells_prompts_and_seeds_does_not_matter(plan, first_run, tiny,
     assert shared == hashes(first_run)
 
 
-def test_a_limited_run_gives_the_bits_of_the_whole_run(plan, first_run, tmp_path):
-    whole = hashes(first_run)
-    limited = made(tmp_path, "limited", make_plan(plan.benchmark, 1, 1))
-    assert len(limited) == len(plan.cells)
-    assert limited.items() <= whole.items()
-
-
 def test_a_sweep_of_lora_scales_gives_the_bits_of_single_runs(tiny, tmp_path, monkeypatch):
     load, loaded = LoraPipeline.load, []
     monkeypatch.setattr(LoraPipeline, "load", lambda *a: loaded.append(a[0].name) or load(*a))
@@ -146,25 +139,6 @@ def test_lost_changed_and_unlisted_images_are_made_again(plan, first_run, tmp_pa
     metadata.write_text("".join(line for line in lines if name not in line))
     done = generate(plan, folder, Progress())
     assert done.made == 3
-    assert hashes(folder) == hashes(first_run)
-
-
-def test_a_resumed_run_equals_an_undisturbed_one(plan, first_run, tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path / "interrupted")
-    sample, calls = LoraPipeline.sample, []
-
-    def interrupted(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return sample(self, *args, **kwargs)
-
-    monkeypatch.setattr(LoraPipeline, "sample", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        generate(plan, folder, Progress())
-    monkeypatch.undo()
-    done = generate(plan, folder, Progress())
-    assert done.reused == 3 * plan.benchmark.spec.batch_size
     assert hashes(folder) == hashes(first_run)
 
 

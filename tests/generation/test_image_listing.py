@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import prompt_folder
-from autolora_eval.generation.image_sets import match, read_image_set, seed_in_name
+from autolora_eval.generation.image_sets import match, read_image_set
 from autolora_eval.generation.image_validation import decode_rgb, validate_image
 from autolora_eval.runs.manifest import ImageJob
 
@@ -284,19 +284,6 @@ def test_every_image_format_of_pillow_is_listed_and_nothing_else(tmp_path, name)
     for hidden in ("._0.png", ".ipynb_checkpoints/0-checkpoint.png"):
         save(tmp_path / "a cat" / hidden, 1)
     assert [one.name for one in read_image_set(tmp_path).records] == [f"a cat/{name}"]
-
-
-@pytest.mark.parametrize(
-    ("stem", "seed"),
-    [
-        *(("0", 0), ("00017", 17), ("seed_4", 4), ("img2_seed-31", 31)),
-        *(("a1_b2", None), ("cat", None)),
-        *(("ComfyUI_00001_", None), ("cat_seed7_00012_", 7)),
-        *(("00001-31", 31), ("00001-31-cat", 31)),
-    ],
-)
-def test_the_seed_is_read_from_the_file_name(stem, seed):
-    assert seed_in_name(stem) == seed
 
 
 def test_files_are_sorted_by_the_numbers_in_their_names(tmp_path):

@@ -147,25 +147,6 @@ def test_a_method_that_leaves_the_gpu_unusable_stops_the_run_by_its_name(
     assert not list(run.path.rglob("failed_images/*"))
 
 
-def test_other_models_finish_if_one_cannot_be_loaded(one_lora, run, tmp_path, monkeypatch):
-    load, models = LoraPipeline.load, []
-
-    def damaged_first(model, *args):
-        models.append(model.name)
-        if len(models) == 1:
-            raise AutoLoRAEvalError("its files lack weights.")
-        return load(model, *args)
-
-    monkeypatch.setattr(LoraPipeline, "load", damaged_first)
-    plan = plan_of(one_lora, tmp_path, {"CFG": {"guider": "cfg"}})
-    with pytest.raises(AutoLoRAEvalError) as caught:
-        generate(plan, run, Progress())
-    assert models == ["first", "second"]
-    assert str(caught.value).startswith("its files lack weights.\nEverything else finished.")
-    counts = [len(list(run.images(cell.id).rglob("*.png"))) for cell in plan.cells]
-    assert (counts[0], counts[1]) == (0, len(plan.jobs))
-
-
 def test_what_other_devices_and_cuda_libraries_say_is_out_of_memory_too():
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))

@@ -305,13 +305,6 @@ def test_a_set_and_its_run_folder_must_not_contain_each_other(plain_images, tmp_
         score_images(out / "images", benchmark, out)
 
 
-def test_a_refused_name_leaves_nothing_behind(plain_images, tmp_path):
-    benchmark = write(tmp_path / "mine.yaml", judge=None)
-    with pytest.raises(UsageError):
-        score_images(plain_images, benchmark, tmp_path / "out", name="x" * 500)
-    assert not (tmp_path / "out").exists()
-
-
 # ---- A refused command leaves a finished run unchanged and creates no folder
 
 
@@ -399,8 +392,13 @@ def test_an_output_that_is_a_file_is_refused(images, mine, tmp_path):
             score_images(images, mine, output)
 
 
-def test_a_refused_command_creates_no_folders(images, tmp_path):
-    other = small(tmp_path / "other.yaml", prompts=["a cow"])
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"prompts": ["a cow"]}, "Images"), ({}, "x" * 500)],
+    ids=["prompt", "name"],
+)
+def test_a_refused_command_creates_no_folders(images, tmp_path, changes, name):
+    other = small(tmp_path / "other.yaml", **changes)
     with pytest.raises(UsageError):
-        score_images(images, other, tmp_path / "a" / "b" / "c")
+        score_images(images, other, tmp_path / "a" / "b" / "c", name=name)
     assert not (tmp_path / "a").exists()
