@@ -137,8 +137,6 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
     if first is None or len({row["method"] for row in rows}) == 1:
         return None
     others = [row for row in rows if row["method"] != first["method"]]
-    second, is_baseline = best_row(others, metric), first["method"] == view.baseline
-    base = view.baseline_cells.get(first["cell"])
     named = metric.label == metric.display_name
     name = sanitize(metric.display_name) + ("" if named else f" ({metric.label})")
     title = (_model_name(view, model), name)
@@ -147,27 +145,35 @@ def _winner(view: RunView, model: str, metric: Metric) -> ComparisonSummary | No
         names = [_cell_name(view, row) for row in (first, *best)]
         value = format_fixed(first.get(metric.column))
         return ComparisonSummary(say.tied_lead(*title, names, METHODS_NAMED), [say.tied(value)])
+    is_baseline = first["method"] == view.baseline
     lead = say.winner_lead(*title, _cell_name(view, first), is_baseline)
+    second = best_row(others, metric)
+    return ComparisonSummary(lead, [_winner_sentence(view, metric, first, second)])
+
+
+def _winner_sentence(view: RunView, metric: Metric, first: Row, second: Row | None) -> str:
+    """Return how the best cell, or if that is the baseline's the second, compares with it."""
+    compared = second if first["method"] == view.baseline else first
+    cell = compared["cell"] if compared else ""
+    base = view.baseline_cells.get(cell, "")
+    comparison = view.comparisons.get((cell, metric.column))
     # The baseline's cell that the first was compared with need not be named again.
-    shown = second
-    if second and (second["cell"] == base if base else second["method"] == view.baseline):
-        shown = None
-    compared = (second if is_baseline else first) or {"cell": ""}
-    cells = (compared["cell"], view.baseline_cells.get(compared["cell"], ""))
-    at_same_point = all(view.points.get(cell) for cell in cells)
-    sentence = say.winner(
+    is_named = (
+        compared is first
+        and second is not None
+        and (second["cell"] == base if base else second["method"] == view.baseline)
+    )
+    shown = None if is_named else second
+    return say.winner(
         value=_value(first, metric),
-        nothing_else=is_baseline and second is None,
-        comparison=None if is_baseline else view.comparisons.get((first["cell"], metric.column)),
-        at_same_point=at_same_point,
-        n_shared=_n_shared(view, compared["cell"], metric),
+        nothing_else=compared is None,
+        comparison=comparison if compared is first else None,
+        at_same_point=all(view.points.get(one) for one in (cell, base)),
+        n_shared=_n_shared(view, cell, metric),
         second=shown and _cell_name(view, shown),
         second_value=shown and _value(shown, metric),
-        second_comparison=view.comparisons.get((shown["cell"], metric.column))
-        if shown and is_baseline
-        else None,
+        second_comparison=comparison if shown and compared is shown else None,
     )
-    return ComparisonSummary(lead, [sentence])
 
 
 def _n_shared(view: RunView, cell: str, metric: Metric) -> int:
