@@ -173,8 +173,8 @@ def by_point(results: Results) -> Layout:
     notes = []
     if any(set(point) != set(results.sweep) for point in results.points.values()):
         notes.append(
-            "A method that does not take a swept parameter has one value, which is repeated in "
-            "every row."
+            "The values of a method that does not take a swept parameter are repeated for each "
+            "value of that parameter."
         )
     return Layout(tuple(tables), (*notes, *_missing_notes(results)))
 

@@ -143,7 +143,7 @@ def test_by_point_has_points_down_and_methods_across():
         ["A", "1", "0.300", "**0.400**"],
     ]
     assert "| A | 1 | 1000 | 1000, 3 unscored |" in text
-    assert "does not take a swept parameter has one value" in text
+    assert "does not take a swept parameter are repeated" in text
     assert r"& & \multicolumn{2}{c}{Div $\uparrow$} \\" in latex(by_point(results))
 
 
