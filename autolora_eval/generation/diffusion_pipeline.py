@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ from autolora_eval.guidance.denoiser_state import (
 ADAPTER = "autolora_eval"
 # The prompt of the latents that show whether a model has changed.
 CANARY = "a canary"
+# The most graphs of a compiled model: LoRAs on or off, sizes of passes, and a scale that varies.
+GRAPHS = 64
 # The denoiser's input name for each embedding that a text-encoder block makes.
 _EMBEDDINGS = {
     "prompt_embeds": "prompt_embeds",
@@ -94,6 +97,7 @@ class LoraPipeline:
         self.lora_layers: list[int] = []
         self.lora_scales: tuple[float, ...] = ()
         self.embeddings = PromptEmbeddings(pipe, clip_skip)
+        self._eager: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @classmethod
     def load(
@@ -130,7 +134,7 @@ class LoraPipeline:
             for network in (loaded.denoiser, pipe.vae):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if model.spec.compile:
-            loaded.denoiser.forward = torch.compile(loaded.denoiser.forward)
+            loaded._compile()
         memory = model_memory(model, str(dtype).removeprefix("torch."))
         working = memory.batched(guidance_batching).working(batch_size) if memory else 4 * GIB
         place(pipe, device, model.spec.offload, working)
@@ -139,6 +143,18 @@ class LoraPipeline:
         kind, found = type(pipe), pipe._execution_device
         pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": found})
         return loaded
+
+    def _compile(self) -> None:
+        """Compile the denoiser, without torch's silent return to eager code after 8 graphs.
+
+        It counts the graphs of all models of a process together: diffusers wraps each denoiser's
+        `forward` in the same function (utils/peft_utils.py).
+        """
+        torch._dynamo.reset()
+        limits = {"recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
+        compiled = torch.compile(self.denoiser.forward)
+        self.denoiser.forward = torch._dynamo.config.patch(limits)(compiled)
+        self._eager = partial(torch.compiler.set_stance, "force_eager")
 
     def _load_loras(self, model: ResolvedModel) -> None:
         """Merge the LoRAs of the base model into its weights, then load the others."""
@@ -319,11 +335,13 @@ class LoraPipeline:
         if hasattr(guider, "set_base_inputs"):
             guider.set_base_inputs(self.base_inputs(prompts, null))
         self.pipe.update_components(guider=guider)
-        if self.guidance_batching != "separate" and predicts_independently(guider):
+        independent = predicts_independently(guider)
+        if self.guidance_batching != "separate" and independent:
             with batched(guider, self.denoiser, self.guidance_batching == "all"):
                 yield
         else:
-            with restored(self.denoiser):
+            # Other guiders change layers at each step, which would be compiled each time.
+            with restored(self.denoiser), nullcontext() if independent else self._eager():
                 yield
 
     def base_inputs(

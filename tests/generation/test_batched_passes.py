@@ -11,18 +11,22 @@ from conftest import ROOT
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
+    SkipLayerGuidance,
     TangentialClassifierFreeGuidance,
 )
+from guider_parameters import acting_throughout
 from peft.tuners.lora.layer import Conv2d as PeftConv2d
 from peft.tuners.lora.layer import Linear
 from tiny_models import SIZE
 
 from autolora_eval.config.inputs import ResolvedModel
 from autolora_eval.config.load import load_benchmark
+from autolora_eval.generation import diffusion_pipeline
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
 from autolora_eval.guidance.autolora import LeanClassifierFreeGuidance as LeanCFG
 from autolora_eval.guidance.denoiser_state import AdapterSwitch, adapter_layers, can_mix
+from autolora_eval.guidance.diffusers_defects import SD3
 from autolora_eval.guidance.method_registry import GUIDERS
 
 pytestmark = pytest.mark.model
@@ -175,17 +179,29 @@ def test_a_channels_last_denoiser_makes_the_same_latents(model, pipeline):
     assert off(latents(faster, AutoLoRAGuidance(1.5, 3.0)), expected) <= TOLERANCE
 
 
-def test_a_compiled_denoiser_makes_the_same_latents(tiny_sd3, monkeypatch):
-    compiled: list[object] = []
+def test_a_compiled_denoiser_is_compiled_for_every_scale_and_model(tiny_sd3, monkeypatch):
+    ran: list[object] = []
 
-    def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled.append(function)
-        return partial(torch._dynamo.optimize, nopython=False)("eager")(function)
+    def counting(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            ran.append(graph)
+            return graph.forward(*args)
 
-    monkeypatch.setattr(torch, "compile", eager)
-    plain, faster = (
-        latents(tiny_sd3.load(compile=compiles), AutoLoRAGuidance(1.5, 3.0), size=SIZE)
-        for compiles in (False, True)
-    )
-    assert len(compiled) == 1
-    assert off(faster, plain) <= TOLERANCE
+        return run
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    monkeypatch.setattr(diffusion_pipeline, "GRAPHS", 3)  # of one model; two have 6
+    plain = tiny_sd3.load()
+    for _ in range(2):
+        faster = tiny_sd3.load(compile=True)
+        for scale in (0.5, 1.0):
+            ran.clear()
+            made = []
+            for pipeline in (plain, faster):
+                pipeline.set_lora_scales((scale,))
+                made.append(latents(pipeline, AutoLoRAGuidance(1.5, 3.0), "separate", SIZE))
+            assert len(ran) == 4 * STEPS
+            assert off(*made) <= TOLERANCE
+    ran.clear()
+    latents(faster, SkipLayerGuidance(**acting_throughout("SkipLayerGuidance", SD3)), size=SIZE)
+    assert not ran
