@@ -32,7 +32,6 @@ class _Weights:
     Attributes:
         a: A of equation (2), in the shape of the layer's own weight with r rows.
         b: B, [out, r] or [out, r, 1, 1].
-        scaling: alpha / r.
         alpha: α of the file, before division by r.
         magnitude: DoRA's, [out]; None without.
     """

@@ -65,7 +65,7 @@ def _read_guider(found: object, origin: Origin) -> GuiderMethod:
     known = diffusers_guider(qualified_name(found))
     described = _described(found, origin, known.source if known else "")
     return GuiderMethod(
-        **described | ({} if known is None else _known(known)),
+        **described | ({} if known is None else _fields_of_diffusers_guider(known)),
         parameters=parameters_model(signature_of(found), partial(_try_constructor, found)),
         build=partial(_construct, found),
         guider=found,
@@ -73,7 +73,7 @@ def _read_guider(found: object, origin: Origin) -> GuiderMethod:
     )
 
 
-def _known(known: DiffusersGuider) -> dict[str, Any]:
+def _fields_of_diffusers_guider(known: DiffusersGuider) -> dict[str, Any]:
     def nfe_per_step(parameters: CallParameters, step: int, num_steps: int) -> int:
         return known.nfe_per_step(parameters.configured(), step, num_steps)
 

@@ -22,16 +22,16 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError, first_line
 from autolora_eval._files import atomic_write
 from autolora_eval.config.plan import Plan
 from autolora_eval.pipeline.ray_worker import (
-    At,
     Files,
     Share,
     ShareMaker,
     Task,
+    WithFiles,
     Worker,
-    batch_at,
+    batch_with_files,
     feature_maker,
     replier,
-    requests_at,
+    requests_with_files,
 )
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.features import Batch, Extracted
@@ -133,7 +133,7 @@ class RayEngine:
         """Extract features, for `extract_features`."""
         device = choose_device(self.plan.benchmark.spec.device)
         there = [[replace(one, folder=one.folder.resolve()) for one in batch] for batch in batches]
-        return self.spread(feature_maker, (key,), there, device, at=batch_at)
+        return self.spread(feature_maker, (key,), there, device, with_files=batch_with_files)
 
     def judge(self, settings: JudgeSettings, urls: list[str] | None) -> Judge:
         """Return the judge. This process asks servers, which share the work themselves."""
@@ -148,7 +148,7 @@ class RayEngine:
         units: Sequence[U],
         device: str,
         *,
-        at: At | None = None,
+        with_files: WithFiles | None = None,
     ) -> Iterator[R]:
         """Yield the result of each unit of work.
 
@@ -159,8 +159,8 @@ class RayEngine:
             units: the work. A unit that is done twice must leave the same files.
             device: the torch device of a process: there is one process for each GPU, or for each
                 processor that Ray counts.
-            at: fetches the files of a unit. Results of such units are yielded in their order,
-                others as they are done.
+            with_files: fetches the files of a unit. Results of such units are yielded in their
+                order, others as they are done.
 
         Raises:
             AutoLoRAEvalError: if a unit fails, or the cluster cannot do the work.
@@ -171,8 +171,8 @@ class RayEngine:
         from ray.exceptions import RayError
 
         n, resources = _processes(device)
-        task = self._task(maker, arguments, at)
-        files = None if at is None else _serve_files(task)
+        task = self._task(maker, arguments, with_files)
+        files = None if with_files is None else _serve_files(task)
         try:
             for done in _results(task, units, min(n, len(units)), resources):
                 yield self._received(task, done)
@@ -194,7 +194,7 @@ class RayEngine:
         return result
 
     def _task(
-        self, maker: Callable[..., Any], arguments: tuple[object, ...], at: At | None
+        self, maker: Callable[..., Any], arguments: tuple[object, ...], with_files: WithFiles | None
     ) -> Task:
         import ray
 
@@ -204,7 +204,7 @@ class RayEngine:
         return Task(
             maker=maker,
             arguments=arguments,
-            at=at,
+            with_files=with_files,
             benchmark=self.plan.benchmark.file.resolve(),
             limits=self.limits,
             output=self.folder.path.resolve(),
@@ -272,7 +272,7 @@ def _results(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    context.execution_options.preserve_order = task.at is not None
+    context.execution_options.preserve_order = task.with_files is not None
     # A block for each unit: it is recorded as soon as it is done.
     items = [{"unit": pickle.dumps(unit)} for unit in units]
     results = from_items(items, override_num_blocks=len(items)).map_batches(
@@ -315,6 +315,8 @@ class _SpreadJudge:
             for batch in batches
         ]
         key, device = judge_key(self.identity(), self._settings.rubric), self._here.device.type
-        answers = self._engine.spread(replier, (key,), untagged, device, at=requests_at)
+        answers = self._engine.spread(
+            replier, (key,), untagged, device, with_files=requests_with_files
+        )
         for batch, replies in zip(batches, answers, strict=True):
             yield list(zip(batch, replies, strict=True))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from autolora_eval.scoring.judge import Reply, Request
 
 # (unit, function that fetches a file of the run folder) → the unit with the fetched files.
-At = Callable[[Any, Callable[[Path], Path]], Any]
+WithFiles = Callable[[Any, Callable[[Path], Path]], Any]
 # The result of a unit, and its new files for the machine that runs the command.
 Done = tuple[Any, dict[str, bytes]]
 
@@ -49,7 +49,7 @@ class Task(NamedTuple):
     Attributes:
         maker: (plan, run folder, *arguments) → function of a unit of work.
         arguments: as above.
-        at: fetches the files of a unit; None if units have no files.
+        with_files: fetches the files of a unit; None if units have no files.
         benchmark: the benchmark file.
         limits: `limit_prompts` and `limit_seeds`.
         output: the run folder.
@@ -61,7 +61,7 @@ class Task(NamedTuple):
 
     maker: Callable[..., Callable[[Any], Any]]
     arguments: tuple[object, ...]
-    at: At | None
+    with_files: WithFiles | None
     benchmark: Path
     limits: tuple[int | None, int | None]
     output: Path
@@ -103,7 +103,9 @@ class _Elsewhere:
         """Fetch the files of a unit, do it, and return what it wrote."""
         made = self._folder / "made"
         try:
-            done = self._do(self._task.at(unit, self._fetch) if self._task.at else unit)
+            if self._task.with_files is not None:
+                unit = self._task.with_files(unit, self._fetch)
+            done = self._do(unit)
             paths = (path for path in made.rglob("*") if path.is_file())
             return done, {path.relative_to(made).as_posix(): path.read_bytes() for path in paths}
         finally:
@@ -158,14 +160,14 @@ def feature_maker(plan: Plan, folder: RunFolder, key: str) -> FeatureMaker:
     return FeatureMaker(settings)
 
 
-def batch_at(batch: Batch, fetch: Callable[[Path], Path]) -> Batch:
+def batch_with_files(batch: Batch, fetch: Callable[[Path], Path]) -> Batch:
     """Return a batch with the folders of its fetched images."""
     return [
         one if one.problem else replace(one, folder=fetch(one.path).parents[1]) for one in batch
     ]
 
 
-def requests_at(requests: list[Request], fetch: Callable[[Path], Path]) -> list[Request]:
+def requests_with_files(requests: list[Request], fetch: Callable[[Path], Path]) -> list[Request]:
     """Return requests with the paths of their fetched images."""
     return [replace(one, image=fetch(one.image)) for one in requests]
 

@@ -87,8 +87,14 @@ def run(
     """
     with working_copy(output) as folder:
         return RunPipeline(
-            *(benchmark, folder, limit_prompts, limit_seeds),
-            *(progress, accept_versions, engine, ray_address),
+            benchmark,
+            folder,
+            limit_prompts=limit_prompts,
+            limit_seeds=limit_seeds,
+            progress=progress,
+            accept_versions=accept_versions,
+            engine=engine,
+            ray_address=ray_address,
         ).run()
 
 

@@ -80,7 +80,7 @@ class Turns(RayEngine):
         self.plan, self.folder = plan, folder
 
     def spread(
-        self, maker: Any, arguments: Any, units: Any, device: str, *, at: Any = None
+        self, maker: Any, arguments: Any, units: Any, device: str, *, with_files: Any = None
     ) -> Iterator[Any]:
         makers = [maker(self.plan, self.folder, *arguments) for _ in range(2)]
         for n, share in enumerate([*reversed(units), units[0]]):
