@@ -164,7 +164,7 @@ def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | No
     weights = _weights(model, index.parent, kind, dtype)
     denoiser = "unet" if "unet" in weights else "transformer"
     unet_or_transformer = read_config(model.layout, f"{denoiser}/config.json")
-    vae = read_config(model.vae or model.layout, VAE if model.vae else f"vae/{VAE}")
+    vae = read_config(*_vae_config(model))
     loras = model.switched_loras
     per_pixel = _pass_channels(unet_or_transformer, loras)
     if denoiser not in weights or "vae" not in weights or per_pixel is None:
@@ -184,8 +184,8 @@ def _estimate(model: ResolvedModel, index: Path, dtype: str) -> ModelMemory | No
     )
 
 
-def _vae_config(model: ResolvedModel) -> Path | None:
-    return cached(model.vae, VAE) if model.vae else cached(model.layout, f"vae/{VAE}")
+def _vae_config(model: ResolvedModel) -> tuple[Source, str]:
+    return (model.vae, VAE) if model.vae else (model.layout, f"vae/{VAE}")
 
 
 def _weights(model: ResolvedModel, folder: Path, kind: str, dtype: str) -> dict[str, int]:
@@ -196,7 +196,7 @@ def _weights(model: ResolvedModel, folder: Path, kind: str, dtype: str) -> dict[
     else:
         variant = model.spec.variant
         weights = {part.name: _folder_bytes(part, variant, dtype) for part in folder.iterdir()}
-    config = _vae_config(model)
+    config = cached(*_vae_config(model))
     if config is None:
         weights.pop("vae", None)
     elif model.vae is not None:
