@@ -46,13 +46,12 @@ def plan_prompt_cuts(plan: Plan) -> dict[str, PromptCuts]:
 def all_prompt_cuts(plan: Plan) -> dict[str, PromptCuts | str]:
     """Return the same for all models that make images, or why it is not known of one."""
     pairs = list(dict.fromkeys((job.prompt, job.negative_prompt) for job in plan.jobs))
-    names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
-    return {
-        name: prompt_cuts(model.layout, pairs, model.spec.negative_prompt, model.spec.left_out)
-        or _why_unknown(model.layout)
-        for name, model in plan.benchmark.models.items()
-        if name in names
-    }
+    found: dict[str, PromptCuts | str] = {}
+    for model in plan.loaded_models:
+        spec, layout = model.spec, model.layout
+        cuts = prompt_cuts(layout, pairs, spec.negative_prompt, spec.left_out)
+        found[model.name] = cuts or _why_unknown(layout)
+    return found
 
 
 def _why_unknown(pipeline: Source) -> str:
@@ -139,8 +138,8 @@ def _reader(pipeline: Source, folder: str) -> tuple[Tokenizer, int] | None:
     merges = cached(pipeline, f"{folder}/merges.txt")
     if config is None:
         return None
-    settings: dict[str, Any] = json.loads(config.read_bytes())
     try:
+        settings: dict[str, Any] = json.loads(config.read_bytes())
         if file is not None:
             tokenizer = Tokenizer.from_file(str(file))
         elif vocabulary is not None and merges is not None:

@@ -111,9 +111,12 @@ def test_other_negative_prompts_make_other_images_and_may_be_cut():
     assert [cut.name for cut in found.cut] == ["negative prompt 2"]
 
 
-def test_tokenizers_that_are_not_here_are_not_guessed(published):
+@pytest.mark.parametrize("file", ["merges.txt", "tokenizer_config.json"])
+def test_tokenizers_that_are_damaged_or_not_here_are_not_guessed(file, published):
     assert prompt_cuts(source(published), [(LONG, None)]) is not None
-    (published / "tokenizer_2" / "merges.txt").unlink()
+    (published / "tokenizer_2" / file).write_text("{")
+    assert prompt_cuts(source(published), [(LONG, None)]) is None
+    (published / "tokenizer_2" / file).unlink()
     assert prompt_cuts(source(published), [(LONG, None)]) is None
 
 
