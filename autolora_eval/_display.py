@@ -176,8 +176,7 @@ def model_facts(
 ) -> Iterator[tuple[str, str]]:
     """Yield what the plan says of a model, as (title, text) pairs."""
     spec = plan.benchmark.spec
-    # Otherwise the model only lends its name to images made elsewhere.
-    is_loaded = any(c.method.kind != "images" for c in plan.cells if c.model.name == model.name)
+    is_loaded = model in plan.loaded_models
     yield model.name, _place(model.pipeline, INDEX)
     if model.config is not None:
         yield "  Configuration", _place(model.config, INDEX)

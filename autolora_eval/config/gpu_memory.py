@@ -24,7 +24,7 @@ from autolora_eval.config.inputs import INDEX, ResolvedModel, read_config
 from autolora_eval.config.lora_file import LoraFile
 from autolora_eval.config.model_section import VAE, checkpoint_tensors
 from autolora_eval.config.schema import GuidanceBatching, Offload
-from autolora_eval.sources.model_source import cached
+from autolora_eval.sources.model_source import Source, cached
 from autolora_eval.sources.safetensors_file import TensorInfo, read_header
 
 GIB = 2**30

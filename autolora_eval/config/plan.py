@@ -118,6 +118,12 @@ class Plan:
         return [cell for cell in self.cells if cell.method.kind != "images"]
 
     @property
+    def loaded_models(self) -> list[ResolvedModel]:
+        """The models that make images: others only lend their name to images made elsewhere."""
+        names = {cell.model.name for cell in self._made_here}
+        return [model for name, model in self.benchmark.models.items() if name in names]
+
+    @property
     def n_judge_calls(self) -> int:
         """The number of judge requests: `judge.repeats` per image."""
         judge = self.benchmark.spec.judge

@@ -12,7 +12,7 @@ from autolora_eval._devices import choose_device, free_memory, require, uncollec
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
 from autolora_eval._progress import quiet_libraries
-from autolora_eval.config.inputs import INDEX, TESTED, ResolvedModel, check_pipeline, pipeline_class
+from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
 from autolora_eval.config.lora_layers import with_lora_files
 from autolora_eval.config.model_section import SCHEDULER_CONFIG, check_variant
 from autolora_eval.config.plan import Plan, image_bytes
@@ -35,7 +35,7 @@ PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate")
 def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
     """Yield every model on the hub with the file that shows whether it is in the local cache."""
     benchmark = plan.benchmark
-    for model in loaded_models(plan):
+    for model in plan.loaded_models:
         yield model.layout, INDEX
         if model.vae is not None:
             yield model.vae, "config.json"
@@ -45,12 +45,6 @@ def hub_sources(plan: Plan) -> Iterator[tuple[Source, str]]:
         yield benchmark.features, "config.json"
     if benchmark.judge is not None:
         yield benchmark.judge, "config.json"
-
-
-def loaded_models(plan: Plan) -> list[ResolvedModel]:
-    """Return the models that make images: others only lend their name to images made elsewhere."""
-    names = {cell.model.name for cell in plan.cells if cell.method.kind != "images"}
-    return [model for name, model in plan.benchmark.models.items() if name in names]
 
 
 def missing(
@@ -114,7 +108,7 @@ def _hub(plan: Plan) -> None:
 
 def _guided(plan: Plan) -> None:
     """Refuse pipelines that no guider can act on. diffusers opens those that are not tested."""
-    for model in loaded_models(plan):
+    for model in plan.loaded_models:
         source = model.layout
         if not _reachable(source, INDEX):
             continue
@@ -133,7 +127,7 @@ def _guided(plan: Plan) -> None:
 
 def _hub_loras(plan: Plan) -> None:
     """Fetch the LoRAs on the hub, and refuse one that cannot be loaded exactly."""
-    for model in loaded_models(plan):
+    for model in plan.loaded_models:
         sources = [lora.source for lora in model.loras]
         is_here = all(_reachable(one, one.weight_name or "README.md") for one in sources)
         if is_here and {one.kind for one in sources} in ({"hub"}, {"hub", "file"}):
@@ -142,7 +136,7 @@ def _hub_loras(plan: Plan) -> None:
 
 def _schedulers(plan: Plan) -> None:
     """Refuse schedulers that fail with their options or do not fit the model."""
-    for model in loaded_models(plan):
+    for model in plan.loaded_models:
         spec, source = model.spec, model.layout
         if spec.scheduler is None or not _reachable(source, SCHEDULER_CONFIG):
             continue
@@ -162,7 +156,7 @@ def _reachable(source: Source, name: str) -> bool:
 
 
 def _own_files(plan: Plan) -> None:
-    sources = [lora.source for model in loaded_models(plan) for lora in model.loras]
+    sources = [lora.source for model in plan.loaded_models for lora in model.loras]
     texts = dict.fromkeys(absent(source) for source in sources if source.kind == "absent")
     if texts:
         raise AutoLoRAEvalError("\n  - ".join(texts))
@@ -193,7 +187,7 @@ def _judge_server(plan: Plan, output: Path) -> None:
 def _generates(plan: Plan, output: Path) -> bool:
     """Return whether there are images to generate that no earlier run has begun."""
     manifest = RunFolder(output).find_manifest()
-    return bool(loaded_models(plan)) and not (manifest and not cells_not_generated(plan, manifest))
+    return bool(plan.loaded_models) and not (manifest and not cells_not_generated(plan, manifest))
 
 
 def _try_extractor(plan: Plan) -> None:
@@ -212,7 +206,7 @@ def _try_judge(plan: Plan) -> None:
 
 
 def _size(plan: Plan) -> tuple[int, int]:
-    return max((model.size for model in loaded_models(plan)), key=lambda size: size[0] * size[1])
+    return max((model.size for model in plan.loaded_models), key=lambda size: size[0] * size[1])
 
 
 def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
