@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import cast
 
 from autolora_eval._devices import choose_dtype, image_libraries
@@ -56,66 +55,125 @@ class StageOutlook:
     why: tuple[str, ...] = ()
 
 
-def cell_outlooks(
-    plan: Plan,
-    folder: RunFolder,
-    manifest: RunManifest,
-    device: str,
-    batching: Mapping[str, GuidanceBatching] = MappingProxyType({}),
-) -> list[CellOutlook]:
-    """Return what becomes of the images of each cell. Nothing is moved, and no image is opened.
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would keep of its folder.
 
     Args:
-        plan: the plan.
-        folder: the run folder.
-        manifest: its manifest.
+        plan: the plan of the run.
+        folder: its folder.
+        manifest: the manifest of the run so far.
         device: the torch device of the run.
-        batching: by model, which predictions share a denoiser pass. Default: the choice on this
-            machine's device.
+        is_here: the run is on this machine. Otherwise its GPU is not asked for its memory, and
+            the manifest says which predictions share a pass.
     """
-    found = []
-    dtype = choose_dtype(plan.benchmark.spec.dtype, device)
-    recorded = {cell.id: cell.settings_key for cell in manifest.cells}
-    for model in plan.benchmark.models.values():
-        here = ModelOnDevice.of(plan, model, device, dtype, batching.get(model.name))
-        for cell in here.cells:
-            # An image set is not read here.
-            settings = here.settings(cell) if cell.method.kind != "images" else None
-            key = recorded.get(cell.id) if settings is None else content_hash(settings)
-            found.append(_cell_outlook(plan, folder, manifest, cell, key, settings))
-    return found
 
+    plan: Plan
+    folder: RunFolder
+    manifest: RunManifest
+    device: str
+    is_here: bool = True
 
-def _cell_outlook(
-    plan: Plan,
-    folder: RunFolder,
-    manifest: RunManifest,
-    cell: Cell,
-    key: str | None,
-    settings: Json | None,
-) -> CellOutlook:
-    places = [folder.images(cell.id)]
-    places += [folder.stale_images(cell.id, key)] if key else []  # they return
-    rows: dict[str, Json] = {}
-    earlier: Counter[str] = Counter()
-    for place in places:
-        for row in rows_of_images(place / "metadata.jsonl"):
-            if row["settings_key"] != key:
-                earlier[row["settings_key"]] += 1
-            elif folder.within(place / row["file_name"]).is_file():
-                rows.setdefault(row["file_name"], row)
-    kept = {job.file: rows[job.file] for job in plan.jobs if job.file in rows}
-    why = NOT_MADE
-    if earlier and settings is not None:
-        before = manifest.settings.get(earlier.most_common(1)[0][0])
-        why = "changed: " + (_changes(before, settings) if before else "settings")
-    return CellOutlook(
-        cell=cell,
-        kept={name: str(row.get("sha256")) for name, row in kept.items()},
-        to_make=len(plan.jobs) - len(kept),
-        why=why,
-        libraries=frozenset(str(row[LIBRARIES]) for row in kept.values() if LIBRARIES in row),
-    )
+    def cells(self) -> list[CellOutlook]:
+        """Return what becomes of each cell's images. Nothing is moved, and no image is opened."""
+        found = []
+        dtype = choose_dtype(self.plan.benchmark.spec.dtype, self.device)
+        recorded = {cell.id: cell.settings_key for cell in self.manifest.cells}
+        for model in self.plan.benchmark.models.values():
+            batching = self._recorded_batching(model.name)
+            here = ModelOnDevice.of(self.plan, model, self.device, dtype, batching)
+            for cell in here.cells:
+                # An image set is not read here.
+                settings = here.settings(cell) if cell.method.kind != "images" else None
+                key = recorded.get(cell.id) if settings is None else content_hash(settings)
+                found.append(self._cell(cell, key, settings))
+        return found
+
+    def _recorded_batching(self, model: str) -> GuidanceBatching | None:
+        """Return the run's own choice on a GPU elsewhere; None if this machine can choose."""
+        is_chosen = self.plan.benchmark.spec.guidance_batching == "auto"
+        if self.is_here or not is_chosen or not self.device.startswith("cuda"):
+            return None
+        recorded = self.manifest.models.get(model)
+        return cast("GuidanceBatching", recorded.guidance_batching) if recorded else "separate"
+
+    def _cell(self, cell: Cell, key: str | None, settings: Json | None) -> CellOutlook:
+        places = [self.folder.images(cell.id)]
+        places += [self.folder.stale_images(cell.id, key)] if key else []  # they return
+        rows: dict[str, Json] = {}
+        earlier: Counter[str] = Counter()
+        for place in places:
+            for row in rows_of_images(place / "metadata.jsonl"):
+                if row["settings_key"] != key:
+                    earlier[row["settings_key"]] += 1
+                elif self.folder.within(place / row["file_name"]).is_file():
+                    rows.setdefault(row["file_name"], row)
+        kept = {job.file: rows[job.file] for job in self.plan.jobs if job.file in rows}
+        why = NOT_MADE
+        if earlier and settings is not None:
+            before = self.manifest.settings.get(earlier.most_common(1)[0][0])
+            why = "changed: " + (_changes(before, settings) if before else "settings")
+        return CellOutlook(
+            cell=cell,
+            kept={name: str(row.get("sha256")) for name, row in kept.items()},
+            to_make=len(self.plan.jobs) - len(kept),
+            why=why,
+            libraries=frozenset(str(row[LIBRARIES]) for row in kept.values() if LIBRARIES in row),
+        )
+
+    def stages(self, cells: list[CellOutlook]) -> list[StageOutlook]:
+        """Return how much each stage keeps and does."""
+        reasons: dict[str, list[CellOutlook]] = {}
+        for one in cells:
+            if one.to_make:
+                reasons.setdefault(one.why, []).append(one)
+        why = tuple(
+            f"{sum(one.to_make for one in found):,} of "
+            f"{first_few([one.cell.title for one in found], CHANGES_NAMED)}: {why}"
+            for why, found in reasons.items()
+        )
+        kept = sum(len(one.kept) for one in cells)
+        stages = [StageOutlook("Images", kept, self.plan.n_images - kept, why)]
+        stages.append(self._features(cells))
+        if self.plan.benchmark.rubric is not None:
+            stages.append(self._judgements(cells))
+        return stages
+
+    def _features(self, cells: list[CellOutlook]) -> StageOutlook:
+        key, recorded = feature_settings(self.plan).key, self.manifest.features
+        kept = sum(
+            item in known
+            for one in cells
+            if (known := known_features(self.folder.features(one.cell.id), key))
+            for item in one.kept.items()
+        )
+        why: tuple[str, ...] = ()
+        if recorded is not None and recorded.key != key:
+            why = ("changed: the extractor, its precision, parameters or features.batch_size",)
+        return StageOutlook("Features", kept, self.plan.n_images - kept, why)
+
+    def _judgements(self, cells: list[CellOutlook]) -> StageOutlook:
+        settings, recorded = (
+            replace(judge_settings(self.plan), device=self.device),
+            self.manifest.judge,
+        )
+        if recorded is None:
+            return StageOutlook("Judgements", 0, self.plan.n_judge_calls)
+        if recorded.request_key != settings.request_key:
+            what = "the judge or its settings"
+            if recorded.rubric_sha256 != settings.rubric.sha256:
+                what = "the rubric"
+            return StageOutlook("Judgements", 0, self.plan.n_judge_calls, (f"changed: {what}",))
+        kept = 0
+        for one in cells:
+            status = JudgementFile(self.folder.judgements(one.cell.id)).status(recorded.key)
+            asked = (
+                JudgementKey(name, sha256, repeat)
+                for name, sha256 in one.kept.items()
+                for repeat in range(settings.config.repeats)
+            )
+            kept += sum(key in status and status[key].final for key in asked)
+        return StageOutlook("Judgements", kept, self.plan.n_judge_calls - kept)
 
 
 def _changes(before: Json, now: Json) -> str:
@@ -179,85 +237,11 @@ def run_outlook(plan: Plan, folder: RunFolder) -> tuple[list[StageOutlook], str 
         return None
     if device == "auto":
         device = next((model.device for model in manifest.models.values()), "cpu")
+    outlook = Outlook(plan, folder, manifest, device, is_here=False)
     try:
         with hub_cache_only():
-            batching = _recorded_batching(plan, manifest, device)
-            cells = cell_outlooks(plan, folder, manifest, device, batching)
-            stages = _stages(plan, folder, manifest, cells, device)
+            cells = outlook.cells()
+            stages = outlook.stages(cells)
     except AutoLoRAEvalError as error:  # a file that it needs is not here
         return [], str(error)
     return stages, other_libraries(cells, folder.path)
-
-
-def _recorded_batching(
-    plan: Plan, manifest: RunManifest, device: str
-) -> dict[str, GuidanceBatching]:
-    """Return the run's own choices on a GPU: this machine may have another GPU or none."""
-    if plan.benchmark.spec.guidance_batching != "auto" or not device.startswith("cuda"):
-        return {}
-    chosen = dict.fromkeys(plan.benchmark.models, "separate")
-    chosen |= {name: model.guidance_batching for name, model in manifest.models.items()}
-    return cast("dict[str, GuidanceBatching]", chosen)
-
-
-def _stages(
-    plan: Plan, folder: RunFolder, manifest: RunManifest, cells: list[CellOutlook], device: str
-) -> list[StageOutlook]:
-    reasons: dict[str, list[CellOutlook]] = {}
-    for one in cells:
-        if one.to_make:
-            reasons.setdefault(one.why, []).append(one)
-    why = tuple(
-        f"{sum(one.to_make for one in found):,} of "
-        f"{first_few([one.cell.title for one in found], CHANGES_NAMED)}: {why}"
-        for why, found in reasons.items()
-    )
-    kept = sum(len(one.kept) for one in cells)
-    images = StageOutlook("Images", kept, plan.n_images - kept, why)
-    stages = [images, _features(plan, folder, manifest, cells)]
-    if plan.benchmark.rubric is not None:
-        stages.append(_judgements(plan, folder, manifest, cells, device))
-    return stages
-
-
-def _features(
-    plan: Plan, folder: RunFolder, manifest: RunManifest, cells: list[CellOutlook]
-) -> StageOutlook:
-    key = feature_settings(plan).key
-    kept = sum(
-        item in known
-        for one in cells
-        if (known := known_features(folder.features(one.cell.id), key))
-        for item in one.kept.items()
-    )
-    why: tuple[str, ...] = ()
-    if manifest.features is not None and manifest.features.key != key:
-        why = ("changed: the extractor, its precision, parameters or features.batch_size",)
-    return StageOutlook("Features", kept, plan.n_images - kept, why)
-
-
-def _judgements(
-    plan: Plan,
-    folder: RunFolder,
-    manifest: RunManifest,
-    cells: list[CellOutlook],
-    device: str,
-) -> StageOutlook:
-    settings, recorded = replace(judge_settings(plan), device=device), manifest.judge
-    if recorded is None:
-        return StageOutlook("Judgements", 0, plan.n_judge_calls)
-    if recorded.request_key != settings.request_key:
-        what = "the judge or its settings"
-        if recorded.rubric_sha256 != settings.rubric.sha256:
-            what = "the rubric"
-        return StageOutlook("Judgements", 0, plan.n_judge_calls, (f"changed: {what}",))
-    kept = 0
-    for one in cells:
-        status = JudgementFile(folder.judgements(one.cell.id)).status(recorded.key)
-        asked = (
-            JudgementKey(name, sha256, repeat)
-            for name, sha256 in one.kept.items()
-            for repeat in range(settings.config.repeats)
-        )
-        kept += sum(key in status and status[key].final for key in asked)
-    return StageOutlook("Judgements", kept, plan.n_judge_calls - kept)

@@ -214,9 +214,10 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
     folder, needed = RunFolder(output), plan.disk_bytes
     manifest = folder.find_manifest()
     if manifest is not None:
-        from autolora_eval.generation.outlook import cell_outlooks, other_libraries
+        from autolora_eval.generation.outlook import Outlook, other_libraries
 
-        cells = cell_outlooks(plan, folder, manifest, choose_device(plan.benchmark.spec.device))
+        device = choose_device(plan.benchmark.spec.device)
+        cells = Outlook(plan, folder, manifest, device).cells()
         if not any(one.to_make for one in cells):
             return
         mixture = other_libraries(cells, output)
