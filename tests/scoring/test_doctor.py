@@ -17,6 +17,7 @@ from autolora_eval._devices import Gpu, Machine, this_machine
 from autolora_eval._errors import UsageError
 from autolora_eval.cli import app
 from autolora_eval.scoring.judges import doctor
+from autolora_eval.scoring.judges import server as judge_client
 from autolora_eval.scoring.judges.config import JudgeConfig
 from autolora_eval.scoring.judges.doctor import BackendStatus, Diagnosis, examine
 from autolora_eval.sources.model_source import Source
@@ -216,8 +217,9 @@ def test_server_is_asked_for_its_models(server: JudgeServer, machine, monkeypatc
     assert facts(wrong, met=False) == [f"{server.url} serves some-vlm, not 'another-vlm'"]
     server.key = "the-key"
     locked = own_judge(**right)
-    assert facts(locked, met=False) == [f"{server.url} answers 401"]
-    assert locked.requirements[-1].step == "set AUTOLORA_EVAL_JUDGE_API_KEY"
+    assert facts(locked, met=False) == [f"{server.url} answers 401 to a request for its models"]
+    step = "If it needs an API key, set AUTOLORA_EVAL_JUDGE_API_KEY."
+    assert locked.requirements[-1].step == step
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_API_KEY", "the-key")
     opened = own_judge(**right)
     assert opened.runs
@@ -232,8 +234,7 @@ def test_server_that_lists_no_models_is_asked_a_question(server: JudgeServer, ma
     assert facts(own, met=True)[-1] == f"{server.url} lists no models, but answers as 'some-vlm'"
     server.answer = lambda call, n: Http(404)
     own = own_judge(model=MODEL, base_url=server.url)
-    fact = f"the judge's server at {server.url} answers 404 to a question"
-    assert facts(own, met=False) == [fact]
+    assert facts(own, met=False) == [f"{server.url} answers 404 to a question"]
     assert own.requirements[-1].step == "Check that judge.base_url ends in /v1, and judge.model."
 
 
@@ -252,11 +253,11 @@ def test_key_in_the_address_is_not_printed(machine, monkeypatch) -> None:
 
 def test_server_that_does_not_answer_times_out(server, machine, monkeypatch) -> None:
     machine()
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(judge_client, "PROBE_SECONDS", 0.2)
     monkeypatch.setenv("AUTOLORA_EVAL_JUDGE_URL", server.url)
     server.models = Hang(0.6)
     found = status(examine(), "Any model on a server")
-    assert f"{server.url} does not answer (timed out)" in facts(found, met=False)
+    assert f"{server.url} does not answer (TimeoutError)" in facts(found, met=False)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from PIL import Image
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judge import Reply, Request, is_transient
 from autolora_eval.scoring.judges.openai_protocol import _tokens
-from autolora_eval.scoring.judges.server_pool import MAX_ANSWER_BYTES
+from autolora_eval.scoring.judges.server import MAX_ANSWER_BYTES
 from autolora_eval.sources.lookup import shipped_root
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")

@@ -17,6 +17,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judge import Request, is_transient
 from autolora_eval.scoring.judges import server_pool
 from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
+from autolora_eval.scoring.judges.server import Server
 
 pytestmark = pytest.mark.usefixtures("dead_proxy")
 
@@ -197,7 +198,7 @@ def test_question_that_crashes_servers_is_left_for_a_later_run(
     alone.identity()
     there = itertools.cycle([False, True])
 
-    async def is_there(_: server_pool.Server) -> None:
+    async def is_there(_: Server) -> None:
         if not next(there):
             raise AutoLoRAEvalError("gone")
 

@@ -5,7 +5,6 @@ Nothing is loaded or started. Every probe has a timeout.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from urllib.error import HTTPError
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +26,6 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.scoring.judges.config import (
     DEFAULT_ADDRESS,
-    DEFAULT_KEY_VARIABLE,
-    WITHOUT_A_LIST,
     JudgeConfig,
     address_problem,
     listing,
@@ -43,7 +39,6 @@ from autolora_eval.scoring.judges.vllm_command import (
     numbers,
     vllm_build,
 )
-from autolora_eval.scoring.judges.vllm_server import NO_LISTING, PROBE_SECONDS, listed_models
 from autolora_eval.sources.model_source import Source, cached
 
 _LLAMA = "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -59,6 +54,7 @@ CACHED_TOKENS = 16 * 2048
 VLLM_SHARE = 0.9
 _PARAMETERS = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)B\b", re.IGNORECASE)
 _QUANTISED = {r"fp8|int8|w8a": 0.5, r"awq|gptq|int4|4bit|w4a": 0.25}
+VERSION_SECONDS = 5.0  # the time limit for reading the version of vLLM
 _NO_GPU = "no NVIDIA GPU here"
 _IN_PROCESS = ("models", "torch", "transformers", "llguidance")  # the extra, then its packages
 _ON_A_SERVER = ("openai", "aiohttp")
@@ -144,13 +140,13 @@ def _benchmark_judge(
 
 def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
     try:
-        check_launch(judge, PROBE_SECONDS)
+        check_launch(judge, VERSION_SECONDS)
     except AutoLoRAEvalError as error:
         fact, _, step = str(error).partition(". ")
         yield Requirement(False, fact, step)
         return
     yield Requirement(True, f"{judge.vllm_python or judge.launch_command[0]} can be started")
-    build = vllm_build(judge.vllm_python, PROBE_SECONDS) if judge.vllm_python else None
+    build = vllm_build(judge.vllm_python, VERSION_SECONDS) if judge.vllm_python else None
     accelerator = "cpu" if build and "cpu" in " ".join(build) else "cuda"
     yield from _memory(model_source(judge), machine, accelerator, shared=True)
 
@@ -185,7 +181,7 @@ def _vllm_environment(judge: JudgeConfig | None, machine: Machine) -> BackendSta
     """Check the environment from which a run could launch vLLM."""
     python = (judge.vllm_python if judge else None) or VLLM_PYTHON
     title = f"A server that the run launches from vLLM's own environment, {python}"
-    build = vllm_build(python, PROBE_SECONDS)
+    build = vllm_build(python, VERSION_SECONDS)
     if build is None:
         step = f"python3 -m venv judge && judge/bin/pip install vllm; then vllm_python: {python}"
         return BackendStatus(title, (Requirement(False, "no vLLM there", step),))
@@ -217,7 +213,7 @@ def _gpu_for(need: str, machine: Machine) -> tuple[Requirement, ...]:
 
 def _paper_judge(machine: Machine) -> BackendStatus:
     """Check the judge of the paper's tables: an old vLLM, a GPU, and a licence."""
-    build = vllm_build(VLLM_PYTHON, PROBE_SECONDS)
+    build = vllm_build(VLLM_PYTHON, VERSION_SECONDS)
     if build and numbers(build[1]) <= LAST_WITH_MLLAMA:
         vllm = Requirement(True, f"vLLM {build[1]} in {VLLM_PYTHON}")
     elif installed := launchers():
@@ -310,41 +306,24 @@ def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
     """Return whether a server answers, and serves the judge's model if one is given."""
     if problem := address_problem(url):
         return Requirement(False, f"{SERVER_VARIABLE}: {problem}")
-    model = NEW_JUDGE if judge is None else judge.model
-    start = f"run 'vllm serve {model} {LIMITS}', or set {SERVER_VARIABLE} or judge.base_url"
-    variable = DEFAULT_KEY_VARIABLE if judge is None else judge.api_key_env
+    if not find_spec("aiohttp"):
+        return Requirement(False, f"{url} cannot be asked without aiohttp")
+    from autolora_eval.scoring.judges.server import listed_now
+
+    spec = judge or JudgeConfig(rubric="any", model=NEW_JUDGE)
+    start = f"run 'vllm serve {spec.model} {LIMITS}', or set {SERVER_VARIABLE} or judge.base_url"
     try:
-        served = listed_models(url, variable, PROBE_SECONDS)
-    except HTTPError as error:
-        if judge is not None and error.code in WITHOUT_A_LIST and find_spec("aiohttp"):
-            return _answers_a_question(url, judge)
-        step = f"set {variable}" if error.code in (401, 403) else "check the address"
-        return Requirement(False, f"{url} answers {error.code}", step)
-    except NO_LISTING as error:
-        reason = str(getattr(error, "reason", error))[:100]
-        return Requirement(False, f"{url} does not answer ({reason})", start)
+        served = listed_now(url, spec)
+    except AutoLoRAEvalError as error:
+        fact, _, step = str(error).partition(". ")
+        step = start if "does not answer" in fact else step
+        return Requirement(False, fact.removeprefix("the judge's server at "), step)
+    if served is None:
+        return Requirement(True, f"{url} lists no models, but answers as '{spec.model}'")
     fact = f"{url} serves {listing(served)}"
     if judge is not None and not {judge.model, f"models/{judge.model}"} & set(served):
         return Requirement(False, f"{fact}, not '{judge.model}'", "set judge.model")
     return Requirement(bool(served), fact, start)
-
-
-def _answers_a_question(url: str, judge: JudgeConfig) -> Requirement:
-    """Return whether a server that lists no models answers a question to the judge."""
-    from autolora_eval.scoring.judges.server_pool import open_server, proxy, served_model
-
-    async def ask() -> None:
-        key = os.environ.get(judge.api_key_env) or "EMPTY"
-        server = await open_server(url, key, proxy(url))
-        async with server.session:
-            await served_model(server, judge)
-
-    try:
-        asyncio.run(ask())
-    except AutoLoRAEvalError as error:
-        fact, _, step = str(error).partition(". ")
-        return Requirement(False, fact, step)
-    return Requirement(True, f"{url} lists no models, but answers as '{judge.model}'")
 
 
 def _access(source: Source) -> Requirement:

@@ -21,15 +21,17 @@ from autolora_eval.runs.images import ImageError, read_picture
 from autolora_eval.scoring.judge import Reply, Request, is_transient
 from autolora_eval.scoring.judges import openai_protocol as protocol
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.server_pool import (
-    JudgeUnavailableError,
-    OtherModelError,
+from autolora_eval.scoring.judges.server import (
     Server,
-    ServerPool,
     open_server,
     proxy,
     redacted,
     served_model,
+)
+from autolora_eval.scoring.judges.server_pool import (
+    JudgeUnavailableError,
+    OtherModelError,
+    ServerPool,
 )
 from autolora_eval.scoring.judges.vllm_command import launched_identity
 from autolora_eval.scoring.rubric import Rubric

@@ -22,7 +22,7 @@ from autolora_eval.runs.images import Picture
 from autolora_eval.scoring.constraint import reply_pattern, reply_schema
 from autolora_eval.scoring.judge import Reply, Token, is_transient
 from autolora_eval.scoring.judges.config import JudgeConfig
-from autolora_eval.scoring.judges.server_pool import (
+from autolora_eval.scoring.judges.server import (
     BadAnswerError,
     StatusError,
     decoded,

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judges import supervisor
-from autolora_eval.scoring.judges.config import JudgeConfig, is_loopback, listing
+from autolora_eval.scoring.judges.config import JudgeConfig, listing
+from autolora_eval.scoring.judges.server import StatusError, listed_now
 from autolora_eval.scoring.judges.vllm_command import (
     HOST,
     MLLAMA_PACKAGES,
@@ -29,10 +26,7 @@ from autolora_eval.scoring.judges.vllm_command import (
 
 Say = Callable[[str], None]
 POLL_SECONDS = 0.5
-PROBE_SECONDS = 5.0
 SAY_EVERY_SECONDS = 60.0
-# What `listed_models` raises if a server does not answer, or not in the OpenAI protocol.
-NO_LISTING = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError)
 TAIL_LINES = 20
 _READ_BYTES = 1_000_000
 _LONGEST_LINE = 300
@@ -182,41 +176,23 @@ def _await_health(
 
 
 def _is_served(url: str, spec: JudgeConfig) -> bool:
-    """Return True if a server lists the judge's model; False while it does not answer."""
+    """Return True if a server has the judge's model; False while it does not answer."""
     try:
-        served = listed_models(url, spec.api_key_env, PROBE_SECONDS)
-    except NO_LISTING as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+        served = listed_now(url, spec)
+    except AutoLoRAEvalError as error:
+        cause = error.__cause__
+        if isinstance(cause, StatusError) and cause.status in (401, 403):
             raise AutoLoRAEvalError(
-                f"the judge's server requires an API key (status {error.code}). Set "
+                f"the judge's server requires an API key (status {cause.status}). Set "
                 f"{spec.api_key_env} to the key that it was started with, or start it without one."
             ) from error
         return False  # not started yet
-    if spec.model not in served:
+    if served is not None and spec.model not in served:
         raise AutoLoRAEvalError(
             f"the launched server serves {listing(served)}, not '{spec.model}'. "
             "Add to judge.launch_command, for example: --served-model-name, '{name}'."
         )
     return True
-
-
-def listed_models(url: str, key_variable: str, seconds: float) -> list[str]:
-    """Return the models that a server lists. No proxy is used for a server of this machine.
-
-    The address ends in `/v1`, and the environment variable may hold an API key.
-
-    Raises:
-        urllib.error.HTTPError: if the server answers with an error.
-        NO_LISTING: if it does not answer, or not in the OpenAI protocol.
-    """
-    request = urllib.request.Request(f"{url.rstrip('/')}/models")
-    if key := os.environ.get(key_variable):
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
-    with urllib.request.build_opener(proxies).open(request, timeout=seconds) as answer:
-        listed = json.loads(answer.read(1_000_000))
-        models = listed if isinstance(listed, list) else listed["data"]
-        return [str(model["id"]) for model in models]
 
 
 def startup_error(what: str, code: int | None, log: Path, spec: JudgeConfig) -> AutoLoRAEvalError:
