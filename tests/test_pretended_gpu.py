@@ -27,6 +27,7 @@ from autolora_eval._files import sha256_file
 from autolora_eval._progress import Progress
 from autolora_eval.config.schema import Scheduler
 from autolora_eval.generation.diffusion_pipeline import LoraPipeline
+from autolora_eval.generation.guider_backend import ModelDriftCheck
 from autolora_eval.generation.pipeline_loading import make_scheduler
 from autolora_eval.generation.stage import generate
 from autolora_eval.guidance.autolora import AutoLoRAGuidance
@@ -37,6 +38,7 @@ from autolora_eval.runs.folder import RunFolder
 from autolora_eval.scoring.extractor import EXTRACTORS, Loading
 from autolora_eval.scoring.judges.transformers_judge import TransformersJudge
 from autolora_eval.scoring.rubric import Question
+from autolora_eval.scoring.torch_metric import PairwiseCosineDiversity
 from autolora_eval.sources.lookup import miniature_folder
 from autolora_eval.sources.model_source import Source
 
@@ -236,6 +238,21 @@ def test_text_encoders_leave_the_gpu_when_the_prompts_are_encoded(sdxl) -> None:
         assert isinstance(again, OnGPU)
         assert torch.equal(again.cpu(), before.cpu())
         assert {encoder.device.type for encoder in pipeline.text_encoders} == {"cpu"}
+
+
+def test_nothing_is_computed_in_float64_on_the_gpu(monkeypatch) -> None:
+    """Apple's GPU has none."""
+
+    def refuse(tensor: OnGPU) -> None:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    monkeypatch.setattr(OnGPU, "double", refuse)
+    with pretended_gpu():
+        rows = torch.eye(2, device=GPU)
+        assert not ModelDriftCheck(lambda: rows).has_drifted(lambda: rows)
+        metric = PairwiseCosineDiversity(dim=2)
+        metric.update(rows)
+    assert metric.compute() == 1
 
 
 class Misplacing(torch.nn.Module):

@@ -352,4 +352,5 @@ class ModelDriftCheck:
 
 
 def _max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).abs().max())
+    # On the CPU: Apple's GPU has no float64.
+    return float((a.cpu().double() - b.cpu().double()).abs().max())

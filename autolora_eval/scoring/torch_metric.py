@@ -53,7 +53,7 @@ class PairwiseCosineDiversity(Metric):
             raise ValueError(
                 f"expected features of shape [B, {len(self.total)}], got {list(features.shape)}"
             )
-        vectors = features.double()
+        vectors = features.to(self.total.device).double()  # Apple's GPU has no float64
         # Divide by the largest entry first: squares of very large or small entries overflow.
         scaled = vectors / vectors.detach().abs().amax(dim=1, keepdim=True)
         units = scaled / scaled.norm(dim=1, keepdim=True)
