@@ -111,7 +111,8 @@ class RayEngine:
             for set_ in (cell.dataset,)
             for n in range(0, len(cell.jobs), size)
         ]
-        arguments = image_libraries(), model.model.name, model.device, model.dtype
+        how = model.device, model.dtype, model.guidance_batching
+        arguments = image_libraries(), model.model.name, *how
         for made in self.spread(ShareMaker, arguments, shares, model.device):
             cells[made.cell].dataset.record(made.rows)
             cells[made.cell].failures |= made.failures

@@ -23,6 +23,7 @@ from autolora_eval._errors import AutoLoRAEvalError, UsageError, release_frames
 from autolora_eval._files import Json, content_hash
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
+from autolora_eval.config.schema import GuidanceBatching
 from autolora_eval.config.stage_inputs import feature_settings, judge_settings
 from autolora_eval.generation.dataset import ImageDataset
 from autolora_eval.generation.model_on_device import ModelOnDevice
@@ -251,10 +252,18 @@ class ShareMaker:
         model: the name of the model.
         device: the torch device.
         dtype: the precision.
+        batching: which predictions share a pass; a smaller GPU here must not decide otherwise.
     """
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, libraries: str, model: str, device: str, dtype: str
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        libraries: str,
+        model: str,
+        device: str,
+        dtype: str,
+        batching: GuidanceBatching,
     ) -> None:
         if libraries != image_libraries():
             raise AutoLoRAEvalError(
@@ -262,7 +271,7 @@ class ShareMaker:
                 f"the command {libraries}. Use the same packages on all machines."
             )
         self._folder = folder
-        self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype)
+        self._here = ModelOnDevice.of(plan, plan.benchmark.models[model], device, dtype, batching)
         self._cells = {cell.id: cell for cell in self._here.cells}
         self._datasets: dict[str, _UnlistedImages] = {}
         self._failed: str | None = None

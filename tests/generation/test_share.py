@@ -15,7 +15,7 @@ from tiny_models import TinyModel, make_lora, tiny_plan
 from autolora_eval._errors import AutoLoRAEvalError, UsageError
 from autolora_eval._progress import Progress
 from autolora_eval.config.plan import Plan
-from autolora_eval.generation import sampler_backend
+from autolora_eval.generation import model_on_device, sampler_backend
 from autolora_eval.generation.stage import generate
 from autolora_eval.pipeline.ray_engine import RayEngine
 from autolora_eval.runs.folder import RunFolder
@@ -122,6 +122,17 @@ def test_each_maker_gives_up_a_sampler_if_the_cell_has_no_image(
         generate(plan, run, Progress(), elsewhere=Turns(plan, run).make_images)
     assert len(tried) == n_tried
     assert len(rows(run, "failed_images")) == 6 - n_before
+
+
+def test_a_machine_with_a_smaller_gpu_makes_the_same_passes(plan, run, monkeypatch):
+    class Smaller(Turns):
+        def spread(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            monkeypatch.setattr(model_on_device, "card_bytes", lambda device: 1)
+            yield from super().spread(*args, **kwargs)
+
+    guided = [cell for cell in plan.cells if cell.method.name == "CFG"]
+    plan = replace(plan, cells=guided, jobs=plan.jobs[:1])
+    assert generate(plan, run, Progress(), elsewhere=Smaller(plan, run).make_images).made == 1
 
 
 def test_a_machine_with_other_files_is_refused(plan, run, monkeypatch):
