@@ -52,8 +52,13 @@ def _cost_text(column: str, value: float | None) -> str:
 
 
 def ratio(view: RunView, row: Row, column: str) -> float | None:
-    """Return a cost relative to the baseline's; None for the baseline and for unknown costs."""
+    """Return a cost relative to the baseline's.
+
+    None for the baseline, for unknown costs, and for seconds of different machines.
+    """
     base = _baseline_row(view, row) or row
+    if column == SECONDS_PER_IMAGE and view.hardware(row["cell"]) != view.hardware(base["cell"]):
+        return None
     ours, theirs = as_finite_float(row.get(column)), as_finite_float(base.get(column))
     if ours is None or not theirs or base["cell"] == row["cell"]:
         return None

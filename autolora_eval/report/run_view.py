@@ -25,6 +25,7 @@ from autolora_eval.report.figures._base import FigureData
 from autolora_eval.report.figures._style import values
 from autolora_eval.runs.folder import Run, open_run
 from autolora_eval.runs.manifest import RunManifest
+from autolora_eval.runs.records import HardwareRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +82,11 @@ class RunView:
         if N_MADE_ALONE not in timings:  # a run of an earlier version
             return []
         return [str(cell) for cell in timings.loc[timings[N_MADE_ALONE] > 0, "cell"]]
+
+    def hardware(self, cell: str) -> HardwareRecord:
+        """Return the machine of a cell's images; in a comparison, that of its run."""
+        manifest, run = self.manifest, self.manifest.cell(cell).run
+        return manifest.compared[run].hardware if manifest.compared and run else manifest.hardware
 
     @cached_property
     def rows(self) -> list[Row]:

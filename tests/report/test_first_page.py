@@ -250,6 +250,19 @@ def test_seconds_are_beside_the_nfe_if_they_were_measured(tmp_path):
     assert "AutoLoRA 2× the NFE and 2.25× the seconds." in text
 
 
+def test_seconds_of_different_machines_are_not_divided(tmp_path):
+    tables = two_methods()
+    record = {"manifest_sha256": "0", "autolora_eval_version": "0", "benchmark_sha256": "0"}
+    for cell, run in zip(tables.manifest["cells"], "ab", strict=True):
+        cell |= {"run": run, "cell_in_run": cell["id"]}
+    tables.manifest["compared"] = {run: record | {"hardware": {"gpu": run}} for run in "ab"}
+    folder = tables.write(tmp_path / "run")
+    folder.timings.write_text(
+        "cell,n_timed,seconds_per_image\nSDXL--AutoLoRA,6,4.5\nSDXL--LoRA,6,2\n"
+    )
+    assert "AutoLoRA 2× the NFE." in first_page_text(folder)
+
+
 def copied(sweep: RunFolder, path: Path) -> RunFolder:
     """Return a copy that can be changed, without images."""
     ignored = shutil.ignore_patterns("images", "distinct", "figures")
