@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autolora_eval._text import join_names
 from autolora_eval.config.inputs import INDEX, known_class, pipeline_class
@@ -139,7 +139,9 @@ def _reader(pipeline: Source, folder: str) -> tuple[Tokenizer, int] | None:
     if config is None:
         return None
     try:
-        settings: dict[str, Any] = json.loads(config.read_bytes())
+        settings = json.loads(config.read_bytes())
+        is_t5 = str(settings.get("tokenizer_class")).startswith("T5")
+        limit = _T5_TOKENS if is_t5 else int(settings.get("model_max_length", _NO_LIMIT))
         if file is not None:
             tokenizer = Tokenizer.from_file(str(file))
         elif vocabulary is not None and merges is not None:
@@ -150,8 +152,7 @@ def _reader(pipeline: Source, folder: str) -> tuple[Tokenizer, int] | None:
         return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    is_t5 = str(settings.get("tokenizer_class")).startswith("T5")
-    return tokenizer, _T5_TOKENS if is_t5 else int(settings.get("model_max_length", _NO_LIMIT))
+    return tokenizer, limit
 
 
 def _clip_tokenizer(vocabulary: str, merges: str) -> Tokenizer:

@@ -114,7 +114,7 @@ def test_other_negative_prompts_make_other_images_and_may_be_cut():
 @pytest.mark.parametrize("file", ["merges.txt", "tokenizer_config.json"])
 def test_tokenizers_that_are_damaged_or_not_here_are_not_guessed(file, published):
     assert prompt_cuts(source(published), [(LONG, None)]) is not None
-    (published / "tokenizer_2" / file).write_text("{")
+    (published / "tokenizer_2" / file).write_text("[1]")
     assert prompt_cuts(source(published), [(LONG, None)]) is None
     (published / "tokenizer_2" / file).unlink()
     assert prompt_cuts(source(published), [(LONG, None)]) is None
