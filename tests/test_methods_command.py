@@ -12,7 +12,9 @@ import pytest
 from command import run_command
 
 from autolora_eval._errors import UsageError
+from autolora_eval.guidance import catalogue as _catalogue
 from autolora_eval.guidance.catalogue import DIFFUSERS, catalogue, listed_as
+from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS
 
 pytestmark = pytest.mark.e2e
 
@@ -71,6 +73,14 @@ def test_every_guider_of_diffusers_is_listed_with_its_constructor_s_parameters()
         for parameter in listed[name].parameters:
             if parameter.name != "guidance_scale":
                 assert parameter.default == repr(taken[parameter.name].default)
+
+
+def test_without_diffusers_its_guiders_are_listed_as_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr(_catalogue, "guider_sources", dict)
+    listed = [one for one in catalogue() if one.group == DIFFUSERS]
+    assert len(listed) == len(DIFFUSERS_GUIDERS)
+    assert {one.problem for one in listed} == {"diffusers is not installed"}
+    assert {one.nfe_per_step for one in listed} == {None}
 
 
 def test_one_is_described_by_name_class_or_path(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
@@ -26,7 +25,12 @@ from rich.text import Text
 from autolora_eval._devices import package_versions
 from autolora_eval._errors import UsageError, did_you_mean, validation_message
 from autolora_eval.guidance.diffusers_defects import SD3, SDXL, Parameters
-from autolora_eval.guidance.diffusers_guiders import DIFFUSERS_GUIDERS, DiffusersGuider
+from autolora_eval.guidance.diffusers_guiders import (
+    DIFFUSERS_GUIDERS,
+    DiffusersGuider,
+    constructor_arguments,
+    guider_sources,
+)
 from autolora_eval.guidance.method import GuiderMethod, Method
 from autolora_eval.guidance.method_registry import GUIDERS, REGISTRIES, MethodKind, resolve_method
 from autolora_eval.plugins.signatures import REQUIRED, SCALE, CallParameters, MethodParameters
@@ -197,24 +201,30 @@ def _supports(method: Method, group: str, is_clash: bool) -> str:
 
 
 def _of_diffusers() -> Iterator[Listed]:
-    sources = _guider_sources()
+    sources = guider_sources()
     version = package_versions().get("diffusers", "(not installed)")
     for guider in DIFFUSERS_GUIDERS.values():
         source = sources.get(guider.name)
-        scale = {SCALE: W} if SCALE in guider.defaults else {}
-        nfe = [guider.nfe_per_step(scale, step, STEPS) for step in range(STEPS)]
-        yield Listed(
+        listed = Listed(
             name=guider.path,
             kind="guider",
             group=DIFFUSERS,
             display_name=guider.display_name,
             equation=guider.formula,
             source=f"{guider.source}; diffusers {version}",
-            parameters=() if source is None else tuple(_constructor_parameters(source)),
-            nfe_per_step=(min(nfe), max(nfe)),
-            supports=_diffusers_support(guider, scale),
             notes=guider.notes,
             problem="" if sources else "diffusers is not installed",
+        )
+        if source is None:
+            yield listed
+            continue
+        scale = {SCALE: W} if SCALE in guider.defaults else {}
+        nfe = [guider.nfe_per_step(scale, step, STEPS) for step in range(STEPS)]
+        yield replace(
+            listed,
+            parameters=tuple(_constructor_parameters(source)),
+            nfe_per_step=(min(nfe), max(nfe)),
+            supports=_diffusers_support(guider, scale),
         )
 
 
@@ -229,24 +239,8 @@ def _diffusers_support(guider: DiffusersGuider, parameters: Parameters) -> str:
     return "; ".join([*([", ".join(works)] if works else []), *defects])
 
 
-def _guider_sources() -> dict[str, ast.ClassDef]:
-    """Return the syntax trees of diffusers' guiders. Importing the classes takes seconds."""
-    spec = find_spec("diffusers")
-    if spec is None or spec.origin is None:
-        return {}
-    files = sorted((Path(spec.origin).parent / "guiders").glob("*.py"))
-    trees = [ast.parse(file.read_bytes()) for file in files]
-    return {node.name: node for t in trees for node in t.body if isinstance(node, ast.ClassDef)}
-
-
 def _constructor_parameters(source: ast.ClassDef) -> Iterator[ListedParameter]:
-    functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
-    made = next((node for node in functions if node.name == "__init__"), None)
-    if made is None:
-        return
-    taken = made.args.args[1:]
-    defaults = [None] * (len(taken) - len(made.args.defaults)) + [*made.args.defaults]
-    for argument, default in zip(taken, defaults, strict=True):
+    for argument, default in constructor_arguments(source):
         kind = "" if argument.annotation is None else ast.unparse(argument.annotation)
         text = None if default is None else ast.unparse(default)
         text = _OF_THE_MODEL if argument.arg == SCALE else text

@@ -7,8 +7,11 @@ Nothing here imports diffusers or torch.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
 
 from autolora_eval.guidance import diffusers_defects as rules
 from autolora_eval.guidance.diffusers_defects import Parameters, Refusal
@@ -24,7 +27,6 @@ class DiffusersGuider:
         display_name: what it is commonly called.
         source: the paper with its arXiv number, or where it was published.
         formula: the rule of the paper, in the notation of `docs/reference/guiders.md`.
-        defaults: the constructor's defaults that cost and refusal depend on.
         nfe: (parameters with their defaults, step, number of steps) → function evaluations.
         refuse: (parameters with their defaults, the pipeline's class in its model_index.json, or
             None if unknown) → why they cannot work and what to do, or None.
@@ -36,7 +38,6 @@ class DiffusersGuider:
     display_name: str
     source: str
     formula: str
-    defaults: Parameters
     nfe: NfePerStep
     refuse: Refusal = lambda p, pipeline: None
     spec: GuiderSpec = field(default_factory=GuiderSpec)
@@ -46,6 +47,12 @@ class DiffusersGuider:
     def path(self) -> str:
         """The dotted path that a benchmark names it by."""
         return f"diffusers.guiders.{self.name}"
+
+    @cached_property
+    def defaults(self) -> Parameters:
+        """The constructor's defaults."""
+        arguments = constructor_arguments(guider_sources()[self.name])
+        return {one.arg: ast.literal_eval(value) for one, value in arguments if value is not None}
 
     def nfe_per_step(self, parameters: Parameters, step: int, num_steps: int) -> int:
         """Return the function evaluations at a step; parameters left out have their defaults."""
@@ -64,10 +71,25 @@ def diffusers_guider(path: str) -> DiffusersGuider | None:
     return DIFFUSERS_GUIDERS.get(path.rpartition(".")[2])
 
 
-def _cfg_like(**more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the defaults that most of the guiders share, with a guider's own."""
-    shared = {"guidance_scale": 7.5, "guidance_rescale": 0.0, "use_original_formulation": False}
-    return {**shared, "start": 0.0, "stop": 1.0, "enabled": True, **more}
+@cache
+def guider_sources() -> dict[str, ast.ClassDef]:
+    """Return the syntax trees of diffusers' guiders. Importing the classes takes seconds."""
+    spec = find_spec("diffusers")
+    if spec is None or spec.origin is None:
+        return {}
+    files = sorted((Path(spec.origin).parent / "guiders").glob("*.py"))
+    trees = [ast.parse(file.read_bytes()) for file in files]
+    return {node.name: node for t in trees for node in t.body if isinstance(node, ast.ClassDef)}
+
+
+def constructor_arguments(source: ast.ClassDef) -> list[tuple[ast.arg, ast.expr | None]]:
+    """Return the arguments of a class's constructor, each with its default."""
+    functions = (node for node in source.body if isinstance(node, ast.FunctionDef))
+    made = next((node for node in functions if node.name == "__init__"), None)
+    if made is None:
+        return []
+    taken, defaults = made.args.args[1:], made.args.defaults
+    return list(zip(taken, [*[None] * (len(taken) - len(defaults)), *defaults], strict=True))
 
 
 _SKIPS = (
@@ -100,7 +122,6 @@ _DECLARED = (
             "Δ∥ and Δ⊥ are the parts of Δ parallel and orthogonal to ε(x, y); "
             "ε(x, y) + (w − 1) (Δ⊥ + η Δ∥)"
         ),
-        defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_LINEAR,
         notes=(
@@ -115,7 +136,6 @@ _DECLARED = (
         display_name="APG-mix",
         source="HunyuanImage 2.1, Tencent 2025; APG: arXiv 2410.02416",
         formula="CFG at w up to a step, APG at its own scale after it",
-        defaults=_cfg_like(guidance_scale=3.5),
         nfe=rules.cfg_passes,
         spec=GuiderSpec(identity_params={"guidance_scale": 1.0}, linear_params=("guidance_scale",)),
     ),
@@ -124,7 +144,6 @@ _DECLARED = (
         display_name="AutoGuidance",
         source="Karras et al. 2024, arXiv 2406.02507",
         formula="ε_bad(x, y) + w (ε(x, y) − ε_bad(x, y))",
-        defaults=_cfg_like(auto_guidance_layers=None, auto_guidance_config=None),
         nfe=rules.cfg_passes,
         refuse=rules.layer_refusal("auto_guidance_layers", "auto_guidance_config"),
         spec=_BILINEAR,
@@ -138,7 +157,6 @@ _DECLARED = (
         display_name="CFG",
         source="Ho and Salimans 2022, arXiv 2207.12598",
         formula="ε(x, ∅) + w (ε(x, y) − ε(x, ∅))",
-        defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_BILINEAR,
         notes="With use_original_formulation it is the paper's: ε(x, y) + w (ε(x, y) − ε(x, ∅)).",
@@ -151,7 +169,6 @@ _DECLARED = (
             "s = ⟨ε(x, y), ε(x, ∅)⟩ / ‖ε(x, ∅)‖²; s ε(x, ∅) + w (ε(x, y) − s ε(x, ∅)); "
             "0 in the first steps"
         ),
-        defaults=_cfg_like(zero_init_steps=1),
         nfe=rules.cfg_passes,
         refuse=rules.refuse_zero_star,
         spec=GuiderSpec(
@@ -171,7 +188,6 @@ _DECLARED = (
             "in each level k of a Laplacian pyramid P: P_k(ε(x, ∅)) + w_k (P_k(ε(x, y)) − "
             "P_k(ε(x, ∅))); then the inverse of P"
         ),
-        defaults=_cfg_like(guidance_scales=[10.0, 5.0]),
         nfe=rules.fdg_passes,
         refuse=rules.refuse_fdg,
         spec=GuiderSpec(
@@ -186,7 +202,6 @@ _DECLARED = (
         display_name="LTX-2",
         source="Lightricks, LTX-2; its STG term: Hyung et al. 2024, arXiv 2411.18664",
         formula=("ε + (w − 1) (ε − ε(x, ∅)) + s (ε − ε_skip) + (m − 1) (ε − ε_alone), ε = ε(x, y)"),
-        defaults=_cfg_like(guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0),
         nfe=rules.ltx2_passes,
         refuse=rules.refuse_ltx2,
         spec=GuiderSpec(
@@ -205,7 +220,6 @@ _DECLARED = (
         display_name="MAMBO-G",
         source="Zhu et al. 2025, arXiv 2508.03442",
         formula=("r = ‖ε(x, y) − ε(x, ∅)‖ / ‖ε(x, ∅)‖; CFG at the scale 1 + (w − 1) exp(−α r)"),
-        defaults=_cfg_like(guidance_scale=10.0),
         nfe=rules.cfg_passes,
         refuse=rules.refuse_mambo,
         spec=_LINEAR,
@@ -215,13 +229,6 @@ _DECLARED = (
         display_name="PAG",
         source="Ahn et al. 2024, arXiv 2403.17377",
         formula="ε(x, y) + s (ε(x, y) − ε_perturbed(x, y)), self-attention maps set to identity",
-        defaults=_cfg_like(
-            perturbed_guidance_scale=2.8,
-            perturbed_guidance_start=0.01,
-            perturbed_guidance_stop=0.2,
-            perturbed_guidance_layers=None,
-            perturbed_guidance_config=None,
-        ),
         nfe=rules.skip_passes("perturbed_guidance"),
         refuse=rules.refuse_pag,
         spec=_skipping("perturbed_guidance"),
@@ -232,13 +239,6 @@ _DECLARED = (
         display_name="SLG",
         source="Stability AI, Stable Diffusion 3.5; STG: Hyung et al. 2024, arXiv 2411.18664",
         formula="CFG + s (ε(x, y) − ε_skip(x, y)), layers left out in ε_skip",
-        defaults=_cfg_like(
-            skip_layer_guidance_scale=2.8,
-            skip_layer_guidance_start=0.01,
-            skip_layer_guidance_stop=0.2,
-            skip_layer_guidance_layers=None,
-            skip_layer_config=None,
-        ),
         nfe=rules.skip_passes("skip_layer_guidance"),
         refuse=rules.refuse_slg,
         spec=_skipping("skip_layer_guidance"),
@@ -249,7 +249,6 @@ _DECLARED = (
         display_name="SEG",
         source="Hong 2024, arXiv 2408.00760",
         formula="ε(x, y) + s (ε(x, y) − ε_blurred(x, y)), queries of self-attention blurred",
-        defaults=_cfg_like(seg_guidance_scale=2.8, seg_guidance_start=0.0, seg_guidance_stop=1.0),
         nfe=rules.skip_passes("seg_guidance"),
         refuse=rules.refuse_seg,
         spec=_skipping("seg_guidance"),
@@ -263,7 +262,6 @@ _DECLARED = (
             "CFG with ε(x, ∅) projected on the first right singular vector of the pair "
             "(ε(x, y), ε(x, ∅))"
         ),
-        defaults=_cfg_like(),
         nfe=rules.cfg_passes,
         spec=_LINEAR,
         notes="is_conditional raises an error; ControlNet pipelines read it in guess mode.",
