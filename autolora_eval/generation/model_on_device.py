@@ -14,6 +14,7 @@ from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import Json
 from autolora_eval.config.gpu_memory import (
     GIB,
+    RESERVE,
     ModelMemory,
     choose_guidance_batching,
     model_memory,
@@ -32,6 +33,8 @@ SAMPLING_KEYS = {
     *("negative_prompt", "variant", "text_encoder_3", "scheduler"),
     *("clip_skip", "vae_tiling", "compile", "channels_last"),
 }
+
+_END_THEM = "End these processes, or limit a vLLM server with --gpu-memory-utilization."
 
 
 @dataclass(frozen=True)
@@ -124,35 +127,64 @@ class ModelOnDevice:
             **({"code": dict(method.definition.code)} if method.definition.code else {}),
         }
 
-    def out_of_memory(self, kind: MethodKind) -> AutoLoRAEvalError:
-        """Return the error for a kind of method that ran out of memory, with what would fit."""
+    def require_room(self) -> None:
+        """Check that other processes leave enough of the GPU to guiders. Samplers may need none.
+
+        Raises:
+            AutoLoRAEvalError: if the model is estimated to fit the GPU, but not what is left of it.
+        """
+        card, room = card_bytes(self.device), room_bytes(self.device)
+        memory, batch_size, _ = self._memory("guider")
+        needed = memory.peak(batch_size, self.model.spec.offload) if memory else 0
+        if room < needed <= card and any(cell.method.kind == "guider" for cell in self.cells):
+            raise AutoLoRAEvalError(
+                f"the model '{self.model.name}' takes an estimated {needed / GIB:.1f} GiB, but "
+                f"'{self.device}' has {card / GIB:.1f} GiB{_held(card, room)}. {_END_THEM}"
+            )
+
+    def _memory(self, kind: MethodKind) -> tuple[ModelMemory | None, int, bool]:
+        """Return the memory for a kind of method, its batch size, and whether passes are shared."""
         batch_size = 1 if kind == "sampler" else self.batch_size
         stacks = kind == "guider" and self.guidance_batching != "separate"
         memory = model_memory(self.model, self.dtype)
         if memory is not None and stacks:
             memory = memory.batched(self.guidance_batching)
+        return memory, batch_size, stacks
+
+    def out_of_memory(self, kind: MethodKind) -> AutoLoRAEvalError:
+        """Return the error for a kind of method that ran out of memory, with what would fit."""
+        memory, batch_size, stacks = self._memory(kind)
         (width, height), offload = self.model.size, self.model.spec.offload
-        card, facts = card_bytes(self.device), []
+        card, room, facts = card_bytes(self.device), room_bytes(self.device), []
         if memory is not None:
             facts.append(
                 f"this takes an estimated {memory.peak(batch_size, offload) / GIB:.1f} GiB"
             )
         if card:
-            facts.append(f"'{self.device}' has {card / GIB:.1f} GiB")
-        advice = ["'guidance_batching: separate'"] if card and stacks else []
-        advice += _advice(memory, card, batch_size)
+            facts.append(f"'{self.device}' has {card / GIB:.1f} GiB{_held(card, room)}")
+        alone = model_memory(self.model, self.dtype)
+        fits = alone is None or alone.peak(batch_size, offload) + RESERVE <= room
+        advice = ["'guidance_batching: separate'"] if card and stacks and fits else []
+        advice += _advice(memory, room, batch_size)
         if not advice and offload == "none":
             advice = ["'offload: auto' for the model"]
         if not advice and batch_size > 1:
             advice = [f"a batch_size below {batch_size}"]
         known = f" ({'; '.join(facts)})" if facts else ""
         what_fits = f"Try {', or '.join(advice)}" if advice else "Set a smaller width and height"
+        end_them = f" {_END_THEM}" if _held(card, room) else ""
         return AutoLoRAEvalError(
             f"the model '{self.model.name}' ran out of memory on '{self.device}': "
             f"{width} × {height} pixels, batch_size {batch_size}, {self.dtype}, offload {offload}"
-            f"{known}. {what_fits}. offload changes no image; another batch_size or "
+            f"{known}.{end_them} {what_fits}. offload changes no image; another batch_size or "
             "guidance_batching makes all images again. Finished images are kept."
         )
+
+
+def _held(card: int, room: int) -> str:
+    """Return what is held by other processes, if it is more than the context of this one."""
+    held = card - room
+    return f", of which other processes hold {held / GIB:.1f} GiB" if held > RESERVE else ""
 
 
 def _advice(memory: ModelMemory | None, card: int, batch_size: int) -> list[str]:
@@ -174,6 +206,15 @@ def card_bytes(device: str) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info(device)[1])
+
+
+def room_bytes(device: str) -> int:
+    """Return what other processes leave of a CUDA device to this one; 0 for any other device."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
 
 
 def _unused(source: Source) -> Json:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from autolora_eval._devices import choose_device, free_memory, require, uncollected
+from autolora_eval._devices import choose_device, choose_dtype, free_memory, require, uncollected
 from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
 from autolora_eval._files import require_space
 from autolora_eval._progress import quiet_libraries
@@ -76,7 +76,11 @@ def missing(
     if problems or not _generates(plan, output):
         return problems
     # The scoring models are tried one after the other: they are first used hours later.
-    trials = [lambda: _try_extractor(plan), lambda: _try_judge(plan) if judged else None]
+    trials = [
+        lambda: _gpu(plan),
+        lambda: _try_extractor(plan),
+        lambda: _try_judge(plan) if judged else None,
+    ]
     with uncollected():
         return [text for trial in trials if (text := _try(trial))]
 
@@ -225,6 +229,16 @@ def _folder(plan: Plan, output: Path, accept_versions: bool) -> None:
             raise AutoLoRAEvalError(mixture)
         needed -= sum(len(one.kept) * image_bytes(one.cell) for one in cells)
     require_space(output, needed)
+
+
+def _gpu(plan: Plan) -> None:
+    """Refuse a GPU of which other processes leave too little."""
+    from autolora_eval.generation.model_on_device import ModelOnDevice
+
+    device = choose_device(plan.benchmark.spec.device)
+    dtype = choose_dtype(plan.benchmark.spec.dtype, device)
+    for model in plan.loaded_models:
+        ModelOnDevice.of(plan, model, device, dtype).require_room()
 
 
 def check_image_sets(plan: Plan, run: RunFolder) -> dict[str, ImageSetRecord]:

@@ -25,7 +25,7 @@ from autolora_eval.config.gpu_memory import RESERVE, model_memory
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import feature_settings
-from autolora_eval.generation.model_on_device import ModelOnDevice
+from autolora_eval.generation.model_on_device import ModelOnDevice, card_bytes, room_bytes
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.runs.manifest import RunManifest
 from autolora_eval.runs.records import FeaturesRecord, JudgeRecord
@@ -287,11 +287,7 @@ def free_gpu_share(plan: Plan) -> float:
     device = choose_device(spec.device)
     if not device.startswith("cuda") or any(cell.method.kind == "sampler" for cell in plan.cells):
         return 0.0
-    import torch
-
     dtype = choose_dtype(spec.dtype, device)
-    free, card = torch.cuda.mem_get_info(device)
-    without_ours = free + torch.cuda.memory_reserved(device)
     peak = 0
     for model in plan.benchmark.models.values():
         memory = model_memory(model, dtype)
@@ -299,4 +295,5 @@ def free_gpu_share(plan: Plan) -> float:
             return 0.0
         batching = ModelOnDevice.of(plan, model, device, dtype).guidance_batching
         peak = max(peak, memory.batched(batching).peak(spec.batch_size))
-    return max(0.0, (without_ours - peak - 2 * RESERVE) / card)  # one for each process
+    room = room_bytes(device) - peak - 2 * RESERVE  # one for each process
+    return max(0.0, room / card_bytes(device))

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 from judge_server import MODEL, Http, JudgeServer, judge_server
+from pretended_gpu import pretended_gpu
 
 from autolora_eval.config.load import find_benchmark, load_benchmark
 from autolora_eval.config.plan import Plan, make_plan
 from autolora_eval.config.stage_inputs import planned_manifest
+from autolora_eval.generation.model_on_device import ModelOnDevice
 from autolora_eval.generation.preflight import missing
 from autolora_eval.runs.folder import RunFolder
 from autolora_eval.sources.lookup import miniatures
@@ -119,3 +121,20 @@ def test_an_extractor_that_fails_on_a_batch_is_refused_before_the_first_image(
     assert missing(plan, tmp_path / "run", judged=False) == [
         f"the extractor 'failing.Squares' fails: MemoryError: 2 images of {size}"
     ]
+
+
+def test_a_gpu_that_other_processes_fill_is_named_before_and_after_the_first_image(tmp_path):
+    plan = planned(tmp_path, device="cuda", judge=None, features={"extractor": "colours"})
+    (model,) = plan.benchmark.models.values()
+    here = ModelOnDevice.of(plan, model, "cuda", "float16", "conditions")
+    held = "has 8.0 GiB, of which other processes hold 8.0 GiB"
+    end_them = "End these processes, or limit a vLLM server with --gpu-memory-utilization."
+    with pretended_gpu(free=2**20):
+        (line,) = missing(plan, tmp_path / "run")
+        assert line.endswith(f" GiB, but 'cuda' {held}. {end_them}")
+        full = str(here.out_of_memory("guider"))
+    assert f"'cuda' {held}). {end_them} Try 'offload: auto' for the model. " in full
+    with pretended_gpu():
+        assert missing(plan, tmp_path / "run") == []
+        alone = str(here.out_of_memory("guider"))
+    assert "'cuda' has 8.0 GiB). Try 'guidance_batching: separate', or " in alone
