@@ -236,8 +236,8 @@ def _software(sources: Sequence[SourceRun]) -> list[Difference]:
 
 def _versions(manifest: RunManifest) -> dict[str, str | None]:
     own = {"autolora-eval": manifest.autolora_eval_version}
-    images = library_versions(manifest.libraries)
-    return {**own, **manifest.packages, **images, "device": manifest.hardware.device}
+    images, hardware = library_versions(manifest.libraries), manifest.hardware
+    return {**own, **manifest.packages, **images, "device": hardware.gpu or hardware.device}
 
 
 def _differing_record(

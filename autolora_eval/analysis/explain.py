@@ -184,6 +184,7 @@ def _inputs(reader: RunReader, cell: str) -> Section:
         benchmark = f"benchmark of the run '{entry.run}'"
         benchmark_sha256 = made_by.benchmark_sha256
     whose = made_by or manifest
+    hardware = whose.hardware
     values = {
         **model_inputs(model),
         "run as": join(model.device, model.dtype, model.pipeline_class),
@@ -197,7 +198,7 @@ def _inputs(reader: RunReader, cell: str) -> Section:
             **{"autolora-eval": whose.autolora_eval_version},
             **{name: whose.packages.get(name) for name in PACKAGES},
         ),
-        "hardware": join(whose.hardware.device, whose.hardware.platform),
+        "hardware": join(hardware.device, hardware.gpu, hardware.platform),
     }
     return Section("Inputs", _texts(values))
 

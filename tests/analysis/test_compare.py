@@ -282,14 +282,15 @@ def test_what_made_each_runs_numbers_stays_recorded(halves, tmp_path):
     for half, version in zip(halves, ("2.13.0", "2.14.0"), strict=True):
         RunFolder(half).update_manifest(
             packages={"torch": version},
-            hardware={"device": f"GPU of {version}"},
+            hardware={"device": "cuda", "gpu": f"GPU of {version}"},
             image_sets={"A--AutoLoRA": image_set} if version == "2.14.0" else {},
         )
-    joint, _ = compare(halves, tmp_path / "joint")
+    joint, (difference, *_) = compare(halves, tmp_path / "joint")
+    assert "device GPU of 2.13.0 in half-CFG, GPU of 2.14.0 in half" in difference.message
     compared = joint.manifest.compared
     assert compared is not None
     assert [run.packages["torch"] for run in compared.values()] == ["2.13.0", "2.14.0"]
-    assert compared["half-AutoLoRA"].hardware.device == "GPU of 2.14.0"
+    assert compared["half-AutoLoRA"].hardware.gpu == "GPU of 2.14.0"
     assert joint.manifest.image_sets == {"A--AutoLoRA": image_set}
     sections = explain(joint.folder.path, "AutoLoRA").sections
     inputs = next(section.values for section in sections if section.title == "Inputs")
