@@ -129,8 +129,8 @@ def extract_features(
         The manifest's section `features`. If there is nothing to extract, the extractor is not
         loaded, and its preprocessing is taken from the manifest.
     """
-    identity, maker = settings.identity(), FeatureMaker(settings)
-    key = extractor_key(identity, settings.batch_size)
+    origin, maker = settings.identity(), FeatureMaker(settings)
+    key = extractor_key(origin, settings.batch_size)
     n_images = len(manifest.cells) * len(manifest.prompts) * len(manifest.seeds)
     with progress.task("Features", n_images) as advance:
         work: Iterable[_CellWork] = _work(manifest, folder, key, settings.batch_size)
@@ -146,7 +146,7 @@ def extract_features(
     return FeaturesRecord(
         model=settings.model if settings.extractor.kind.needs_model else writer.name,
         key=key,
-        **identity,
+        **origin,
         preprocessing=_preprocessing(writer, maker, manifest.features),
         dim=writer.dim,
         done=writer.done,
@@ -267,12 +267,12 @@ def _batches(images: Sequence[CellImage], size: int) -> list[Batch]:
     return [images[start : start + size] for start in range(0, len(images), size)]
 
 
-def extractor_key(identity: Json, batch_size: int) -> str:
-    """Return `FeatureSettings.key` from its identity and batch size."""
-    model = dict(identity["identity"])
+def extractor_key(origin: Json, batch_size: int) -> str:
+    """Return `FeatureSettings.key` from what `FeatureSettings.identity` returns."""
+    model = dict(origin["identity"])
     if model["kind"] != "hub":
         model.pop("name")  # a folder is identified by its content
-    return content_hash({**identity, "identity": model, "batch_size": batch_size})
+    return content_hash({**origin, "identity": model, "batch_size": batch_size})
 
 
 def known_features(path: Path, key: str) -> Rows:

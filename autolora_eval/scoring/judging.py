@@ -218,12 +218,12 @@ def completed_judging(
     return recorded.model_copy(update={"repeats": repeats, **counts})
 
 
-def judge_key(identity: Json, rubric: Rubric) -> str:
+def judge_key(asked: Json, rubric: Rubric) -> str:
     """Return the content hash of all that determines a judgement, except image and prompt."""
-    model = dict(identity.get("identity", {}))
+    model = dict(asked.get("identity", {}))
     if model.get("kind") != "hub":
         model.pop("name", None)  # a folder is identified by its content
-    return content_hash({**identity, "identity": model, "rubric": rubric.sha256})
+    return content_hash({**asked, "identity": model, "rubric": rubric.sha256})
 
 
 def judgement(image: CellImage, reply: Reply, rubric: Rubric, key: str, repeat: int = 0) -> Json:

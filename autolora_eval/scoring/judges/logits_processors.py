@@ -20,7 +20,6 @@ from autolora_eval._files import Json
 from autolora_eval.scoring.judge import Token
 from autolora_eval.scoring.rubric import Question
 
-TOP_LOGPROBS = 20  # the maximum of vLLM
 # llguidance does not accept longer tokens. Shorter tokens can spell the same bytes.
 _LONGEST_TOKEN = 255
 _UNUSED_TEXT = "\u0100\u0100"  # two null bytes in a byte-level tokenizer: never in a reply
@@ -196,7 +195,7 @@ class LogprobRecorder:
     forbids has none.
     """
 
-    def __init__(self, count: int = TOP_LOGPROBS) -> None:
+    def __init__(self, count: int = 20) -> None:  # vLLM's maximum
         self.count = count
         self._top: list[tuple[Tensor, Tensor]] = []
         self._chosen: list[Tensor] = []

@@ -23,7 +23,7 @@ SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 LIMITS = "--max-model-len 8192 --max-num-seqs 16"
 # Sampling as asked for, not as the model's generation_config.json would have it.
 NEUTRAL_SAMPLING = ["--generation-config", "vllm"]
-LAUNCHERS = ("uvx", "docker", "podman", "apptainer", "conda", "vllm")
+_PROGRAMS = ("uvx", "docker", "podman", "apptainer", "conda", "vllm")
 # The last vLLM that serves Llama-3.2-Vision. It accepts transformers 5, but fails with it.
 LAST_WITH_MLLAMA = (0, 10, 2)
 MLLAMA_PACKAGES = "'vllm==0.10.2' 'transformers<5'"
@@ -114,7 +114,7 @@ def check_launch(spec: JudgeConfig, seconds: float = 30.0) -> None:
 
 def _check_program(program: str) -> None:
     if shutil.which(Path(program).expanduser()) is None:
-        meant = "" if program in LAUNCHERS else did_you_mean(program, LAUNCHERS, or_list=False)
+        meant = "" if program in _PROGRAMS else did_you_mean(program, _PROGRAMS, or_list=False)
         raise AutoLoRAEvalError(
             f"judge.launch_command: program '{program}' not found (neither a file nor on the PATH)."
             f"{meant} Install it, or set judge.vllm_python instead."
