@@ -20,6 +20,7 @@ from autolora_eval._text import first_few
 from autolora_eval.config.lora_settings import Component, LoraSettings, read_settings
 from autolora_eval.sources.safetensors_file import (
     TensorInfo,
+    is_zero,
     read_header,
     read_number,
     require_finite,
@@ -110,11 +111,17 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file whose layers are known; `trained_on` is the base model that its header names."""
+    """A LoRA file whose layers are known.
+
+    Attributes:
+        trained_on: the base model that its header names.
+        is_zero: all of its B matrices are zero, as before training.
+    """
 
     path: Path
     layers: tuple[LoraLayer, ...]
     trained_on: str = ""
+    is_zero: bool = False
 
     @property
     def kind(self) -> str:
@@ -137,7 +144,9 @@ class LoraFile:
             for source, count in sources.items()
         ]
         source = f" ({'; '.join(notes)})" if notes else ""
-        return f"{self.kind}, rank {ranks}, alpha {alphas}{source}; layers: {tuned}"
+        found = f"{self.kind}, rank {ranks}, alpha {alphas}{source}; layers: {tuned}"
+        zero = "; caveat: all of its B matrices are zero, as before training, so it has no effect"
+        return found + (zero if self.is_zero else "")
 
 
 def read_lora_file(path: Path) -> LoraFile:
@@ -182,7 +191,8 @@ def read_lora_file(path: Path) -> LoraFile:
     _check_settings(path, layers, settings)
     require_finite(path, tensors)
     trained_on = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version")
-    return LoraFile(path, layers, trained_on or "")
+    is_untrained = not n_magnitudes and all(is_zero(path, tensors[one.keys["B"]]) for one in layers)
+    return LoraFile(path, layers, trained_on or "", is_untrained)
 
 
 def check_sum(files: Sequence[LoraFile]) -> Sequence[LoraFile]:

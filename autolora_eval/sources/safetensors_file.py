@@ -90,6 +90,13 @@ def require_finite(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
             raise UsageError(f"'{path}' holds NaN or infinity in '{key}'.")
 
 
+def is_zero(path: Path, info: TensorInfo) -> bool:
+    """Return whether every value of a tensor is zero, of either sign."""
+    kind, _ = _FLOATS[info.dtype]
+    bits = np.memmap(path, kind, "r", info.start, (math.prod(info.shape),))
+    return not (bits << 1).any()
+
+
 def read_number(path: Path, info: TensorInfo) -> float:
     """Return the value of a tensor of one number."""
     with path.open("rb") as file:

@@ -151,6 +151,17 @@ def test_an_alpha_in_the_header_or_beside_the_file_counts_and_is_reported(header
     assert ("header" if headers else "adapter_config.json") in read_lora_file(file).summary()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_the_plan_says_that_an_untrained_lora_has_no_effect(dtype, unet, tmp_path):
+    tensors = named(pairs_of(unet, r"to_q$"), "unet.")
+    zero = {key: -0.0 * t if "lora_B" in key else t for key, t in tensors.items()}
+    told = []
+    for name, one in (("trained", tensors), ("zero", zero)):
+        save_file({key: t.to(dtype) for key, t in one.items()}, tmp_path / name)
+        told.append("zero, as before training" in read_lora_file(tmp_path / name).summary())
+    assert told == [False, True]
+
+
 def test_a_tucker_decomposition_is_multiplied_out(unet, tmp_path):
     a = torch.randn(RANK, 8, 1, 1)
     mid, b = torch.randn(RANK, RANK, 3, 3), torch.randn(8, RANK, 1, 1)
