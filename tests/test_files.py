@@ -18,6 +18,7 @@ import pytest
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval._files import (
     atomic_write,
+    cache_folder,
     content_hash,
     iterate_jsonl,
     path_inside,
@@ -237,3 +238,13 @@ def test_the_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
     with refused, writing(tmp_path / "run"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_location_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("AUTOLORA_EVAL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "autolora-eval"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "autolora-eval"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from autolora_eval._errors import AutoLoRAEvalError
-from autolora_eval._files import cache_folder
 from autolora_eval.scoring.judgement_store import (
     JudgementCache,
     JudgementFile,
@@ -173,16 +172,6 @@ def test_damaged_entry_counts_as_missing(tmp_path: Path, kept: str) -> None:
         connection.execute("INSERT INTO replies VALUES ('a', ?, 0)", (kept,))
     connection.close()
     assert JudgementCache(tmp_path).get("a") is None
-
-
-def test_location_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AUTOLORA_EVAL_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("AUTOLORA_EVAL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "autolora-eval"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "autolora-eval"
 
 
 WRITER = """
