@@ -113,6 +113,19 @@ def restored_generators() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute convolutions in float32. On CUDA, torch rounds their inputs to TF32 by default."""
+    import torch
+
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def free_memory() -> None:
     """Release the GPU memory of deleted models, which torch would keep."""
     if "torch" in sys.modules:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from safetensors.numpy import save_file
 
-from autolora_eval._devices import choose_device, is_out_of_memory, keep_freed_memory
+from autolora_eval._devices import choose_device, is_out_of_memory, keep_freed_memory, without_tf32
 from autolora_eval._errors import AutoLoRAEvalError, first_line
 from autolora_eval._files import Json, atomic_write, content_hash, require_space
 from autolora_eval._progress import Advance, Progress, quiet_libraries
@@ -330,7 +330,7 @@ class FeatureMaker:
     def _vectors(self, pictures: list[Image.Image]) -> Matrix:
         extractor = self._extractor()
         try:
-            with quiet_libraries():
+            with quiet_libraries(), without_tf32():
                 return extractor(pictures)
         except Exception as error:
             if not is_out_of_memory(error):

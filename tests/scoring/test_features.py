@@ -167,6 +167,19 @@ def test_features_taken_again_are_the_same_bytes_and_preprocessing_is_recorded(
     assert [path.read_bytes() for path in files] == first
 
 
+def test_extractors_do_not_use_tf32(make, folder, monkeypatch) -> None:
+    seen, call, before = set(), Extractor.__call__, torch.backends.cudnn.allow_tf32
+
+    def noted(self: Extractor, images: list[Image.Image]) -> Any:
+        seen.add(torch.backends.cudnn.allow_tf32)
+        return call(self, images)
+
+    monkeypatch.setattr(Extractor, "__call__", noted)
+    extract(make(), folder)
+    assert seen == {False}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_a_second_run_does_nothing(make, folder, monkeypatch) -> None:
     plan = make()
     extract(plan, folder)
