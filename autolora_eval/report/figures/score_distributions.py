@@ -169,7 +169,10 @@ def _height(row: Sequence[_Group]) -> float:
 
 def _drawings(data: FigureData) -> Iterator[Drawing]:
     groups = _groups(data)
-    for shown in in_parts(_base.scores_of(data), COLUMNS):
+    by_levels: dict[tuple[str, ...], list[Metric]] = {}  # a figure has one legend
+    for score in _base.scores_of(data):
+        by_levels.setdefault(tuple(_of_cells(data, score)[0].names), []).append(score)
+    for shown in (part for alike in by_levels.values() for part in in_parts(alike, COLUMNS)):
         # With one score, groups are side by side. With several, the scores of one group are.
         columns = min(2, len(groups)) if len(shown) == 1 else 1
         for sheet in _sheets(groups, columns):
@@ -190,9 +193,8 @@ def _draw(data: FigureData, sheet: Sequence[Sequence[_Group]], scores: Sequence[
     one = len(scores) == 1
     panels = [(group, score) for row in sheet for group in row for score in scores]
     n_columns = max(map(len, sheet)) if one else len(scores)
-    most_levels = max((on for on, _ in found.values()), key=lambda on: len(on.names))
-    patches = [Patch(facecolor=c, edgecolor="white") for c in colours(len(most_levels.names))]
-    names = [*most_levels.names]
+    names = [*found[scores[0]][0].names]
+    patches = [Patch(facecolor=c, edgecolor="white") for c in colours(len(names))]
     if any((cells[:, -1] > 0).any() for _, cells in found.values()):
         patches, names = [*patches, Patch(**_UNSCORED_STYLE)], [*names, UNSCORED]
     key = _style.Legend(patches, names)

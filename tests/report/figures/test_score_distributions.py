@@ -36,6 +36,16 @@ def test_negative_levels_have_a_minus_sign():
     assert levels(found + 0.5, -2.0, 3.0).names[:2] == ["−2 to −1", "−1 to 0"]
 
 
+def test_scores_of_different_levels_have_a_figure_each_with_its_legend():
+    scores = SCORES | {"sa": SCORES["sa"].model_copy(update={"max": 3.0})}
+    found = [drawing.draw() for drawing in KIND.drawings(made_up(scores=scores))]
+    levels_shown = [
+        [text.get_text() for text in figure.legends[0].get_texts() if text.get_text().isdigit()]
+        for figure in found
+    ]
+    assert levels_shown == [list("012345"), list("0123")]
+
+
 def test_a_cell_without_any_score_is_a_bar_of_unscored_images():
     data = made_up()
     data.scores.loc[data.scores["cell"] == "SDXL--LoRA", ["pc", "sa"]] = np.nan
