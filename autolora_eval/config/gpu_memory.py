@@ -56,6 +56,8 @@ class ModelMemory:
         pass_per_image: one denoiser pass, for each image of the batch.
         decoding: decoding one image.
         output_per_image: the decoded images that wait for the rest of the batch.
+        encoders_stay: whether text encoders stay on the card, as for samplers, which need them for
+            each image. For guiders they leave it when all prompts are encoded.
     """
 
     dtype: str
@@ -65,6 +67,7 @@ class ModelMemory:
     pass_per_image: int
     decoding: int
     output_per_image: int
+    encoders_stay: bool = False
 
     def peak(self, batch_size: int, offload: Offload = "none") -> int:
         """Return the largest sum of tensors at any time of a run."""
@@ -79,10 +82,11 @@ class ModelMemory:
         encoders = max(self.encoders, default=0) if alone else sum(self.encoders)
         passes = batch_size * self.pass_per_image
         decoding = self.decoding + batch_size * self.output_per_image
+        staying = encoders if self.encoders_stay and not alone else 0
         return {
             "encoding": encoders + (0 if alone else self.denoiser + self.vae),
-            "denoising": passes + self.denoiser + (0 if alone else self.vae),
-            "decoding": decoding + self.vae + (0 if alone else self.denoiser),
+            "denoising": staying + passes + self.denoiser + (0 if alone else self.vae),
+            "decoding": staying + decoding + self.vae + (0 if alone else self.denoiser),
         }
 
     def batched(self, guidance_batching: GuidanceBatching) -> ModelMemory:

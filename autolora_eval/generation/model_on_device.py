@@ -6,7 +6,7 @@ Imports no torch before it is needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -134,7 +134,7 @@ class ModelOnDevice:
             AutoLoRAEvalError: if the model is estimated to fit the GPU, but not what is left of it.
         """
         card, room = card_bytes(self.device), room_bytes(self.device)
-        memory, batch_size, _ = self._memory("guider")
+        memory, batch_size, _ = self.memory("guider")
         needed = memory.peak(batch_size, self.model.spec.offload) if memory else 0
         if room < needed <= card and any(cell.method.kind == "guider" for cell in self.cells):
             raise AutoLoRAEvalError(
@@ -142,18 +142,20 @@ class ModelOnDevice:
                 f"'{self.device}' has {card / GIB:.1f} GiB{_held(card, room)}. {_END_THEM}"
             )
 
-    def _memory(self, kind: MethodKind) -> tuple[ModelMemory | None, int, bool]:
+    def memory(self, kind: MethodKind) -> tuple[ModelMemory | None, int, bool]:
         """Return the memory for a kind of method, its batch size, and whether passes are shared."""
         batch_size = 1 if kind == "sampler" else self.batch_size
         stacks = kind == "guider" and self.guidance_batching != "separate"
         memory = model_memory(self.model, self.dtype)
         if memory is not None and stacks:
             memory = memory.batched(self.guidance_batching)
+        if memory is not None and kind == "sampler":
+            memory = replace(memory, encoders_stay=True)
         return memory, batch_size, stacks
 
     def out_of_memory(self, kind: MethodKind) -> AutoLoRAEvalError:
         """Return the error for a kind of method that ran out of memory, with what would fit."""
-        memory, batch_size, stacks = self._memory(kind)
+        memory, batch_size, stacks = self.memory(kind)
         (width, height), offload = self.model.size, self.model.spec.offload
         card, room, facts = card_bytes(self.device), room_bytes(self.device), []
         if memory is not None:

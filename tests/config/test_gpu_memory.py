@@ -88,6 +88,15 @@ def test_memory_grows_with_pixels_and_batch_and_one_image_is_decoded_at_a_time(s
     assert eight["decoding"] - one["decoding"] < 0.2 * GIB
 
 
+def test_the_text_encoders_of_samplers_stay_on_the_card(sdxl):
+    guider = estimate(sdxl)
+    sampler = replace(guider, encoders_stay=True)
+    more = {name: n - guider.stages(1)[name] for name, n in sampler.stages(1).items()}
+    encoders = sum(guider.encoders)
+    assert more == {"encoding": 0, "denoising": encoders, "decoding": encoders}
+    assert sampler.stages(1, "model") == guider.stages(1, "model")
+
+
 def test_the_largest_batch_fits_its_card_and_the_next_one_does_not(sdxl):
     memory = estimate(sdxl)
     for offload in ("none", "model"):

@@ -138,3 +138,4 @@ def test_a_gpu_that_other_processes_fill_is_named_before_and_after_the_first_ima
         assert missing(plan, tmp_path / "run") == []
         alone = str(here.out_of_memory("guider"))
     assert "'cuda' has 8.0 GiB). Try 'guidance_batching: separate', or " in alone
+    assert [here.memory(kind)[0].encoders_stay for kind in ("guider", "sampler")] == [False, True]
