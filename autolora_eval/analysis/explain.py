@@ -23,17 +23,13 @@ from autolora_eval._text import (
 )
 from autolora_eval.analysis.explanation import (
     Explanation,
-    Row,
-    RunReader,
     Section,
-    is_close,
     join,
     model_inputs,
     print_explanation,
-    recompute,
-    select,
     source_text,
 )
+from autolora_eval.analysis.run_reader import Row, RunReader, is_close, recompute, select
 from autolora_eval.runs.folder import open_run
 from autolora_eval.runs.records import JudgeRecord
 from autolora_eval.scoring.diversity import leave_one_out
