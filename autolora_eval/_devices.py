@@ -278,21 +278,27 @@ def _gpus() -> tuple[Gpu, ...]:
         done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=5.0, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    import psutil
-
-    system = psutil.virtual_memory()
-    rows = [line.rsplit(",", 2) for line in done.stdout.splitlines() if line.count(",") > 1]
-    gpus = [
-        Gpu(name.strip(), _gib(m, system.total), _gib(f, system.available)) for name, m, f in rows
-    ]
+    gpus = [gpu for gpu in map(_gpu, done.stdout.splitlines()) if gpu is not None]
     if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
         gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
     return tuple(gpus)
 
 
-def _gib(mebibytes: str, of_system: int) -> float:
-    """Return the memory of a GPU. One that shares the system's memory has `[N/A]` here."""
-    return float(mebibytes) / 1024 if mebibytes.strip().isdigit() else of_system / 2**30
+def _gpu(row: str) -> Gpu | None:
+    """Return the GPU of a row; None if its memory may not be read, as in a container with MIG."""
+    import psutil
+
+    system = psutil.virtual_memory()
+    try:
+        name, *sizes = row.rsplit(",", 2)
+        memory, free = (
+            # Such a GPU shares the memory of the system.
+            of_system / 2**30 if size.strip() == "[N/A]" else float(size) / 1024
+            for size, of_system in zip(sizes, (system.total, system.available), strict=True)
+        )
+    except ValueError:
+        return None
+    return Gpu(name.strip(), memory, free)
 
 
 def _accelerator(gpus: tuple[Gpu, ...]) -> str:

@@ -277,7 +277,8 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
 
 def test_gpu_that_shares_the_memory_of_the_system_has_all_of_it(tmp_path, monkeypatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf 'NVIDIA GB10, [N/A], [N/A]\\nA, 1024, 512\\n'\n")
+    rows = ["B, [Insufficient Permissions], 9", "NVIDIA GB10, [N/A], [N/A]", "A, 1024, 512"]
+    tool.write_text("#!/bin/sh\ncat << END\n" + "\n".join(rows) + "\nEND\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
