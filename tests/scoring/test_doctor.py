@@ -42,8 +42,8 @@ def _bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A function that replaces this machine by another."""
 
-    def make(*gpus: Gpu, launchers: tuple[str, ...] = ()) -> None:
-        found = Machine(8, 64.0, gpus, "cuda" if gpus else "cpu")
+    def make(*gpus: Gpu, launchers: tuple[str, ...] = (), otherwise: str = "cpu") -> None:
+        found = Machine(8, 64.0, gpus, "cuda" if gpus else otherwise)
         monkeypatch.setattr(doctor, "this_machine", lambda: found)
         monkeypatch.setattr(doctor, "launchers", lambda: launchers)
 
@@ -149,6 +149,13 @@ def test_model_in_this_process_must_fit_into_memory(machine) -> None:
     assert facts(own_judge(**settings), met=False) == ["needs about 137 GiB of memory; 64 GiB here"]
     half = own_judge(**settings, dtype="bfloat16")
     assert facts(half, met=False) == ["needs about 69 GiB of memory; 64 GiB here"]
+    machine(otherwise="mps")  # float32 too
+    assert facts(own_judge(**settings), met=False) == ["needs about 137 GiB of memory; 64 GiB here"]
+    (fact,) = facts(status(examine(), "Any image-text-to-text model"), met=True)[1:]
+    assert fact == (
+        "on the CPU, slowly, or on Apple's GPU with 'device: mps': 64 GiB, enough for about 15 "
+        "billion parameters"
+    )
     machine(H200, H200)
     assert own_judge(**settings).runs
 

@@ -121,7 +121,7 @@ def _benchmark_judge(
         return BackendStatus(f"'{name}' names no judge: only diversity is measured", ())
     if judge.backend == "transformers":
         assert source is not None
-        half = machine.accelerator != "cpu" if judge.dtype == "auto" else judge.dtype != "float32"
+        half = machine.accelerator == "cuda" if judge.dtype == "auto" else judge.dtype != "float32"
         memory = _memory(source, machine, machine.accelerator, bytes_each=2 if half else 4)
         needs = [_packages(*_IN_PROCESS)]
         if needed := _needed_packages(source):
@@ -152,9 +152,10 @@ def _launch(judge: JudgeConfig, machine: Machine) -> Iterator[Requirement]:
 
 
 def _in_process(machine: Machine) -> BackendStatus:
-    where = {"cuda": "on the GPU", "mps": "on Apple's GPU", "cpu": "on the CPU, slowly"}
+    where = {"cuda": "on the GPU", "cpu": "on the CPU, slowly"}
+    where["mps"] = f"{where['cpu']}, or on Apple's GPU with 'device: mps'"
     kind = machine.accelerator
-    room, bytes_each = machine.room(kind), 4 if kind == "cpu" else 2
+    room, bytes_each = machine.room(kind), 2 if kind == "cuda" else 4
     billions = room / HEADROOM / bytes_each * 2**30 / 1e9
     fact = f"{where[kind]}: {room:.0f} GiB, enough for about {billions:.2g} billion parameters"
     return BackendStatus(
