@@ -59,7 +59,7 @@ def missing(
     if lacking:
         return [str(MissingDependencyError(lacking, "models"))]
     checks = [
-        lambda: choose_device(plan.benchmark.spec.device),
+        lambda: _device(plan),
         lambda: _extractor(plan),
         lambda: _hub(plan),
         lambda: _guided(plan),
@@ -91,6 +91,16 @@ def _try(check: Callable[[], object]) -> str | None:
     except AutoLoRAEvalError as error:
         return str(error)
     return None
+
+
+def _device(plan: Plan) -> None:
+    device = choose_device(plan.benchmark.spec.device)
+    compiled = [model.name for model in plan.loaded_models if model.spec.compile]
+    if compiled and device.startswith("cuda") and importlib.util.find_spec("triton") is None:
+        raise AutoLoRAEvalError(
+            f"the model '{compiled[0]}' has 'compile: true', which needs the package 'triton' on a "
+            "GPU. Install it (torch for Linux comes with it), or remove this key."
+        )
 
 
 def _extractor(plan: Plan) -> None:

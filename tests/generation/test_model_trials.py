@@ -98,6 +98,20 @@ def test_a_stated_constraint_is_tried_before_the_first_image(status, tmp_path, m
     assert len(server.calls) == 1
 
 
+def test_triton_is_required_to_compile_for_a_gpu(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
+    )
+    models = yaml.safe_load(find_benchmark("quickstart").read_text())["models"]
+    models["SDXL miniature"]["compile"] = True
+    own = {"models": models, "judge": None, "features": {"extractor": "colours"}}
+    assert missing(planned(tmp_path, **own), tmp_path / "run") == []
+    with pretended_gpu():
+        (line,) = missing(planned(tmp_path, device="cuda", **own), tmp_path / "run")
+    assert line.startswith("the model 'SDXL miniature' has 'compile: true', which needs the ")
+
+
 def test_a_package_that_asking_a_server_needs_is_named(tmp_path, monkeypatch):
     """Before the module that imports it."""
     find = importlib.util.find_spec
