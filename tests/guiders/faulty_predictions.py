@@ -24,12 +24,6 @@ class _OtherOutput(BaseOutput):
 
 
 @breaks("check_completes_image")
-class DividesByZero(Good):
-    def combine(self, cond, uncond):
-        return uncond / (self._step * (cond - cond).abs()) + self.guidance_scale * (cond - uncond)
-
-
-@breaks("check_completes_image")
 class AnnouncesAnotherNumber(Good):
     @property
     def num_conditions(self) -> int:
@@ -57,12 +51,6 @@ class LeavesHalfPrecision(Good):
 class PredIsNotFirst(Good):
     def forward(self, pred_cond, pred_uncond=None):
         return _OtherOutput(pred_cond=pred_cond, pred=super().forward(pred_cond, pred_uncond).pred)
-
-
-@breaks("check_completes_image")
-class Exits(Good):
-    def combine(self, cond, uncond):
-        sys.exit("bye")
 
 
 @breaks("check_completes_image")
@@ -104,12 +92,6 @@ class DropsADimension(Good):
 
 
 @breaks("check_output_dtype")
-class WrongDtype(Good):
-    def combine(self, cond, uncond):
-        return super().combine(cond.float(), uncond.float())
-
-
-@breaks("check_output_dtype")
 class DoubleOutside(Good):
     def forward(self, pred_cond, pred_uncond=None):
         if pred_uncond is None and not self.in_window():
@@ -129,12 +111,6 @@ class SquaresInHalfPrecision(Good):
         return uncond + self.guidance_scale * difference * (2.5 / norm).clamp(max=1.0)
 
 
-@breaks("check_output_device")
-class OnTheCpu(Good):
-    def combine(self, cond, uncond):
-        return super().combine(cond, uncond) * torch.ones(cond.shape[1:], dtype=cond.dtype)
-
-
 @breaks("check_inputs_not_modified")
 class ChangesInPlace(Good):
     def combine(self, cond, uncond):
@@ -152,12 +128,6 @@ class ClampsInPlace(Good):
         if pred_uncond is not None:
             pred_uncond.clamp_(-0.5, 0.5)
         return super().forward(pred_cond, pred_uncond)
-
-
-@breaks("check_deterministic")
-class Draws(Good):
-    def combine(self, cond, uncond):
-        return super().combine(cond, uncond) + 0.01 * torch.randn_like(cond)
 
 
 @breaks("check_deterministic")
@@ -229,12 +199,6 @@ class AddsNoiseToTheEmbeddings(Good):
         return batches
 
 
-@breaks("check_guidance_has_effect")
-class DoesNothing(Good):
-    def combine(self, cond, uncond):
-        return cond
-
-
 @breaks("check_scales_have_effect")
 class IdleScale(Good):
     guider_spec = GuiderSpec(identity_params={"guidance_scale": 1.0})
@@ -252,42 +216,6 @@ class NeutralSomewhereElse(Good):
 
     def combine(self, cond, uncond):
         return uncond + (self.guidance_scale + 0.5) * (cond - uncond)
-
-
-@breaks("check_active_intervals")
-class WindowOffByOne(Good):
-    def within(self, step: int, n: int) -> bool:
-        return int(self._start * n) <= step <= int(self._stop * n)
-
-
-@breaks("check_active_intervals")
-class IgnoresItsWindow(Good):
-    def within(self, step: int, n: int) -> bool:
-        return True
-
-
-@breaks("check_active_intervals")
-class CountsToTheLastStep(Good):
-    def within(self, step: int, n: int) -> bool:
-        return self._start <= step / max(n - 1, 1) < self._stop
-
-
-@breaks("check_active_intervals")
-class RoundsItsWindow(Good):
-    def within(self, step: int, n: int) -> bool:
-        return round(self._start * n) <= step < math.ceil(self._stop * n)
-
-
-@breaks("check_active_intervals")
-class WindowOfTimesteps(Good):
-    def within(self, step: int, n: int) -> bool:
-        return self._start <= 1 - float(self._timestep) / 1000 < self._stop
-
-
-@breaks("check_active_intervals")
-class LeavesOutTheLastStep(Good):
-    def within(self, step: int, n: int) -> bool:
-        return super().within(step, n) and step != n - 1
 
 
 @breaks("check_disabled")
@@ -310,21 +238,45 @@ class DropsEnabled(Good):
         self.guidance_scale = guidance_scale
 
 
-@breaks("check_linear_params")
-class FalselyLinear(Good):
-    def combine(self, cond, uncond):
-        return uncond + self.guidance_scale**2 * (cond - uncond)
-
-
-@breaks("check_linear_params")
-class LinearToTen(Good):
-    def combine(self, cond, uncond):
-        return uncond + min(self.guidance_scale, 10.0) * (cond - uncond)
-
-
 @breaks("check_linear_in_predictions")
 class FalselyLinearInPredictions(Good):
     def combine(self, cond, uncond):
         difference = cond - uncond
         norm = difference.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         return uncond + self.guidance_scale * difference * (1.0 / norm)
+
+
+WITHIN = {
+    "WindowOffByOne": lambda g, step, n: int(g._start * n) <= step <= int(g._stop * n),
+    "IgnoresItsWindow": lambda g, step, n: True,
+    "CountsToTheLastStep": lambda g, step, n: g._start <= step / max(n - 1, 1) < g._stop,
+    "RoundsItsWindow": lambda g, step, n: round(g._start * n) <= step < math.ceil(g._stop * n),
+    "WindowOfTimesteps": lambda g, *_: g._start <= 1 - float(g._timestep) / 1000 < g._stop,
+    "LeavesOutTheLastStep": lambda g, step, n: Good.within(g, step, n) and step != n - 1,
+}
+for name, within in WITHIN.items():
+    breaks("check_active_intervals")(type(name, (Good,), {"within": within}))
+
+COMBINE = {
+    "check_completes_image": {
+        "DividesByZero": lambda g, c, u: u / (g._step * (c - c).abs()) + g.guidance_scale * (c - u),
+        "Exits": lambda *_: sys.exit("bye"),
+    },
+    "check_output_dtype": {
+        "WrongDtype": lambda g, c, u: Good.combine(g, c.float(), u.float()),
+    },
+    "check_output_device": {
+        "OnTheCpu": lambda g, c, u: Good.combine(g, c, u) * torch.ones(c.shape[1:], dtype=c.dtype),
+    },
+    "check_deterministic": {
+        "Draws": lambda g, c, u: Good.combine(g, c, u) + 0.01 * torch.randn_like(c),
+    },
+    "check_guidance_has_effect": {"DoesNothing": lambda g, c, u: c},
+    "check_linear_params": {
+        "FalselyLinear": lambda g, c, u: u + g.guidance_scale**2 * (c - u),
+        "LinearToTen": lambda g, c, u: u + min(g.guidance_scale, 10.0) * (c - u),
+    },
+}
+for check, faulty in COMBINE.items():
+    for name, combine in faulty.items():
+        breaks(check)(type(name, (Good,), {"combine": combine}))
