@@ -216,7 +216,8 @@ def source_fingerprint(*objects: object) -> dict[str, str]:
             f"{name} {metadata.version(name)}" for name in names
         )
     if bound:
-        fingerprint["arguments"] = json.dumps(bound, ensure_ascii=False)
+        plain = json.dumps(bound, ensure_ascii=False, default=qualified_name, skipkeys=True)
+        fingerprint["arguments"] = plain
     own = _with_imports([top for top in tops if top not in _RELEASED])
     _refuse_changed(own)
     if own:
@@ -237,8 +238,7 @@ def _bound_arguments(one: object) -> list[object]:
     if not isinstance(one, partial):
         return []
     bound = [*one.args, *(part for item in sorted(one.keywords.items()) for part in item)]
-    plain = [v if isinstance(v, str | int | float | None) else qualified_name(v) for v in bound]
-    return [*_bound_arguments(one.func), *([plain] if plain else [])]
+    return [*_bound_arguments(one.func), *([bound] if bound else [])]
 
 
 def qualified_name(one: object) -> str:

@@ -95,6 +95,7 @@ def test_a_partial_is_identified_by_its_function_and_arguments(site: Path) -> No
         "from functools import partial\n"
         "def make(factor, prompt, seed, model, *, power=1.0): ...\n"
         "once, twice = partial(make, 1), partial(partial(make, 2), power=2.0)\n"
+        "listed = partial(make, [3, {'a': make}])\n"
     )
     (site / "partial_mod.py").write_text(text)
     once, twice = (resolve_method("sampler", f"partial_mod.{name}") for name in ("once", "twice"))
@@ -104,6 +105,8 @@ def test_a_partial_is_identified_by_its_function_and_arguments(site: Path) -> No
     assert once.code["sha256"] == twice.code["sha256"]
     assert once.code["arguments"] == "[[1]]"
     assert twice.code["arguments"] == '[[2, "power", 2.0]]'
+    listed = resolve_method("sampler", "partial_mod.listed")
+    assert listed.code["arguments"] == '[[[3, {"a": "partial_mod.make"}]]]'
 
 
 def test_an_error_is_located_in_third_party_code_and_not_in_what_that_calls(site: Path) -> None:
