@@ -80,8 +80,9 @@ def draw_figures(data: FigureData, folder: Path) -> list[DrawnFigure]:
                 raise
             reason = f"{type(error).__name__}: {error_message(error)}"
             _log.warning("The figure '%s' of %s failed: %s", kind.name, kind.origin, reason)
-    for old in (file for kind in kinds for file in folder.glob(f"{kind.name}*.[ps][nv]g")):
-        if old.stem not in drawn:
+    for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
+        is_own = any(f"{old.stem}_".startswith(f"{kind.name}_") for kind in kinds)
+        if is_own and old.stem not in drawn:
             old.unlink()
     return list(drawn.values())
 

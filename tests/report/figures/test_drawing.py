@@ -103,15 +103,15 @@ def test_two_models_of_one_name_in_files_do_not_overwrite_each_other(tmp_path):
         sweep={"lora_scale": ["0.4", "1"], "guidance_scale": ["3", "5"]},
         scores={},
     )
-    others = {tmp_path / "sweep_seen_before.svg", tmp_path / "cost_2.png", tmp_path / "mine.png"}
-    for file in others:
+    mine = {tmp_path / "mine.png", tmp_path / "costs.svg"}
+    for file in (*mine, tmp_path / "sweep_seen_before.svg", tmp_path / "cost_2.png"):
         file.touch()
     figures = draw_figures(data, tmp_path)
-    kept = others & {*tmp_path.iterdir()}
-    assert kept == {tmp_path / "mine.png"}, "figures of an earlier report are deleted"
     names = [figure.name for figure in figures if figure.kind == "sweep"]
     assert names[:2] == ["sweep_lora_scale_a-b", "sweep_lora_scale_a-b_2"]
-    assert len({*tmp_path.iterdir()} - kept) == 2 * len(figures)
+    drawn = {file for figure in figures for file in (figure.svg, figure.png)}
+    assert {*tmp_path.iterdir()} == drawn | mine, "figures of an earlier report are deleted"
+    assert len(drawn) == 2 * len(figures)
 
 
 @pytest.mark.parametrize("kind", [Kind("sweep"), Kind("cost")], ids=str)
