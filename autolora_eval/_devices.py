@@ -181,7 +181,9 @@ def require_gpu(user: str, error: BaseException) -> None:
     if not torch.cuda.is_initialized():
         return
     try:
-        torch.cuda.synchronize()
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(index):  # others would need a new context
+                torch.cuda.synchronize(index)
     except RuntimeError:
         raise AutoLoRAEvalError(
             f"{user} left the GPU in an error state, so this process cannot continue: "

@@ -151,7 +151,8 @@ class LoraPipeline:
         `forward` in the same function (utils/peft_utils.py).
         """
         torch._dynamo.reset()
-        limits = {"recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
+        # The names of torch 2.6, which later versions keep beside new ones.
+        limits = {"cache_size_limit": GRAPHS, "fail_on_cache_limit_hit": True}
         compiled = torch.compile(self.denoiser.forward)
         self.denoiser.forward = torch._dynamo.config.patch(limits)(compiled)
         self._eager = partial(torch.compiler.set_stance, "force_eager")

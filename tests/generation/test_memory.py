@@ -132,10 +132,13 @@ def test_a_method_that_leaves_the_gpu_unusable_stops_the_run_by_its_name(
     monkeypatch.syspath_prepend(tmp_path)
     plan = plan_of(one_lora, tmp_path, {"Lost": method, "CFG": {"guider": "cfg"}})
 
-    def fails():
+    def fails(device):
+        assert device == 1, "only GPUs that this process uses"
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # until the method fails
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: device)
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     with pytest.raises(AutoLoRAEvalError) as caught:
         generate(plan, run, Progress())
