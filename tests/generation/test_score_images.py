@@ -392,13 +392,9 @@ def test_an_output_that_is_a_file_is_refused(images, mine, tmp_path):
             score_images(images, mine, output)
 
 
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [({"prompts": ["a cow"]}, "Images"), ({}, "x" * 500)],
-    ids=["prompt", "name"],
-)
-def test_a_refused_command_creates_no_folders(images, tmp_path, changes, name):
-    other = small(tmp_path / "other.yaml", **changes)
-    with pytest.raises(UsageError):
-        score_images(images, other, tmp_path / "a" / "b" / "c", name=name)
+def test_a_refused_command_creates_no_folders(images, mine, tmp_path):
+    other = small(tmp_path / "other.yaml", prompts=["a cow"])
+    for benchmark, name in ((other, "Images"), (mine, "x" * 500)):
+        with pytest.raises(UsageError):
+            score_images(images, benchmark, tmp_path / "a" / "b" / "c", name=name)
     assert not (tmp_path / "a").exists()
