@@ -280,10 +280,10 @@ def _gpus() -> tuple[Gpu, ...]:
         done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=5.0, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    gpus = [gpu for gpu in map(_gpu, done.stdout.splitlines()) if gpu is not None]
+    gpus = [_gpu(row) for row in done.stdout.splitlines()]
     if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
         gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
-    return tuple(gpus)
+    return tuple(gpu for gpu in gpus if gpu is not None)
 
 
 def _gpu(row: str) -> Gpu | None:

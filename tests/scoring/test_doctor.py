@@ -293,6 +293,8 @@ def test_gpu_that_shares_the_memory_of_the_system_has_all_of_it(tmp_path, monkey
     shared, own = machine.gpus
     assert (shared.memory, own.memory) == (machine.memory, 1)
     assert 0 < shared.free < shared.memory
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")  # the one that may not be read counts
+    assert this_machine().gpus == (own,)
 
 
 def test_output_fits_a_narrow_terminal(machine, capsys) -> None:
