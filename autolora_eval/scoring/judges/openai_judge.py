@@ -258,9 +258,10 @@ class OpenAIJudge:
         """Ask the first question once more without its image, if the server counts tokens.
 
         Some servers and proxies drop the images for a model without vision, which then answers from
-        the text alone. They count the same tokens in both questions.
+        the text alone. They count the same tokens in both questions. A count below the number of
+        words is not one of tokens.
         """
-        if reply.prompt_tokens and self._images_dropped is None:
+        if self._images_dropped is None and (reply.prompt_tokens or 0) > protocol.n_words(body):
             self._images_dropped = False
             blind = await self._one_call(protocol.without_image(body))
             self._images_dropped = blind.prompt_tokens == reply.prompt_tokens

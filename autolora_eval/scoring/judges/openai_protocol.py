@@ -116,6 +116,12 @@ def without_image(body: Json) -> Json:
     return {**body, "messages": [{**message, "content": texts}]}
 
 
+def n_words(body: Json) -> int:
+    """Return the number of words in a request body."""
+    (message,) = body["messages"]
+    return sum(len(part.get("text", "").split()) for part in message["content"])
+
+
 async def call(session: aiohttp.ClientSession, body: Json, timeout: float) -> Reply:
     """Make one call, in `timeout` seconds to its last byte. A failed call has a reason."""
     start, model = time.monotonic(), str(body["model"])
