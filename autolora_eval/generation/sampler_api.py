@@ -100,10 +100,8 @@ class SamplerModel:
         self.name, self.base = model.name, model.pipeline.location
         self.revision, self.variant = spec.revision, spec.variant
         self.lora_scales = tuple(lora.scale for lora in spec.loras)
-        self.num_inference_steps, self.guidance_scale = (
-            spec.num_inference_steps,
-            spec.guidance_scale,
-        )
+        self.num_inference_steps = spec.num_inference_steps
+        self.guidance_scale = spec.guidance_scale
         self.negative_prompt, self.clip_skip = spec.negative_prompt, spec.clip_skip
         self.size = model.size
         self.device, self.dtype = shared.device, shared.dtype
