@@ -69,7 +69,7 @@ class ImageDataset:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no image of these settings."""
+        """Whether the cell has no image of these settings."""
         return not any(map(self._is_current, self.rows.values()))
 
     @property

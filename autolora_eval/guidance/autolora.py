@@ -69,7 +69,7 @@ class AutoLoRAGuidance(BaseGuidance):
 
     Raises:
         ValueError: if `base_every` is less than 1, or more than 1 at γ = 0, which uses the base
-            model alone, so there is no difference to reuse.
+            model alone, and a stored difference has no use.
         ValueError: at the first prediction, if the denoiser has no LoRA and `set_base_inputs` was
             not called. The result would silently be CFG.
 
@@ -110,7 +110,7 @@ class AutoLoRAGuidance(BaseGuidance):
             raise ValueError(f"base_every is {base_every}; it must be at least 1.")
         if base_every > 1 and scales_equal(autolora_scale, 0.0):
             raise ValueError(
-                "autolora_scale 0 is the base model alone: there is no difference to reuse. Set "
+                "autolora_scale 0 is the base model alone: a stored difference has no use. Set "
                 "base_every to 1."
             )
         self.gamma = autolora_scale

@@ -225,7 +225,7 @@ class _UnlistedImages(ImageDataset):
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no image of these settings, as far as this process knows."""
+        """Whether this process knows of no image of these settings."""
         return self.was_empty and super().is_empty
 
     def _write_rows(self) -> None:

@@ -14,7 +14,7 @@ from autolora_eval.guidance.methods.autolora_cfg import AutoLoRAParameters, nfe_
 class AutoLoRAReuseParameters(AutoLoRAParameters):
     """Parameters of AutoLoRA guidance with a reused difference."""
 
-    # At γ = 0 the prediction is the base model's alone: there is no difference to reuse.
+    # At γ = 0 the prediction is the base model's alone: a stored difference has no use.
     autolora_scale: float = Field(default=1.5, gt=0.0, le=100.0, allow_inf_nan=False)
     """The AutoLoRA scale γ, above 0."""
     base_every: int = Field(default=2, ge=1)
