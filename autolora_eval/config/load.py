@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError, create_model
 
-from autolora_eval._errors import UsageError, did_you_mean
+from autolora_eval._errors import UsageError, did_you_mean, validation_message
 from autolora_eval._yaml import KeyPath, YamlFile, explained, explained_at, read_yaml
 from autolora_eval.config.inputs import (
     METHOD_KINDS,
@@ -325,7 +325,14 @@ def _refusal(method: ResolvedMethod, model: ResolvedModel, sweep: Sweep) -> str 
     for point in sweep.points():
         own = own_point(method.parameters, point)
         parameters = at_point(method.parameters, own) if own else method.parameters
-        values = parameters.with_model_defaults(model.spec.guidance_scale)
+        try:
+            values = parameters.with_model_defaults(model.spec.guidance_scale)
+        except ValidationError as error:
+            found = validation_message(error.errors()[0]).rstrip(".")
+            return (
+                f"the guidance_scale of '{model.name}', {model.spec.guidance_scale:g}, does not "
+                f"fit: {found}. Set the method's own guidance_scale."
+            )
         why = method.definition.refuse(values, pipeline)
         if why is not None:
             of_class = f" ({pipeline})" if pipeline else ""

@@ -303,14 +303,14 @@ class CallParameters(MethodParameters):
         return self._signature.arguments(self.configured())
 
     def with_model_defaults(self, guidance_scale: float) -> MethodParameters:
-        """Set a parameter called `guidance_scale` to the model's, unless it is set."""
+        """Set a parameter called `guidance_scale` to the model's, unless it is set.
+
+        Raises:
+            pydantic.ValidationError: if the constructor does not accept the model's value.
+        """
         if SCALE not in type(self).model_fields or SCALE in self.model_fields_set:
             return self
-        try:
-            scale = coerce(guidance_scale, self._signature.annotation(SCALE))
-        except CoercionError:
-            return self
-        return self.model_copy(update={SCALE: scale})
+        return type(self).model_validate(self.configured() | {SCALE: guidance_scale})
 
 
 class _OpenParameters(CallParameters):

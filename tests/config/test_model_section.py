@@ -1,6 +1,7 @@
 """A model in a benchmark: LoRAs, parts, scheduler, clip_skip and negative prompt."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from conftest import ROOT, save_json, save_lora
 from safetensors.numpy import save_file
 
+from autolora_eval._errors import UsageError
 from autolora_eval.config.load import load_benchmark
 from autolora_eval.config.model_section import scheduler_problems
 from autolora_eval.config.schema import Scheduler
@@ -333,3 +335,38 @@ def test_the_keys_that_a_first_benchmark_proposes_are_valid(tmp_path, pipeline, 
     model = load_benchmark(file).spec.models["Mine"]
     assert model.scheduler.options
     assert model.clip_skip == 1
+
+
+PICKY = """
+from diffusers.guiders import ClassifierFreeGuidance
+
+class Whole(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: int = 7):
+        super().__init__(guidance_scale)
+
+class Strong(ClassifierFreeGuidance):
+    def __init__(self, guidance_scale: float = 7.0):
+        super().__init__(guidance_scale)
+        if guidance_scale < 6:
+            raise ValueError("too weak")
+"""
+
+
+@pytest.mark.model
+def test_a_model_scale_that_a_guider_does_not_accept_is_refused_before_the_run(
+    plan_of, with_model, workplace, monkeypatch
+):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (workplace / "picky_for_test.py").write_text(PICKY)
+    given = with_model(guidance_scale=2.5)
+    given["methods"] = {name: {"guider": f"picky_for_test.{name}"} for name in ("Whole", "Strong")}
+    given["baseline"] = "Whole"
+    with pytest.raises(UsageError) as caught:
+        plan_of(given)
+    shown = str(caught.value).splitlines()
+    at = "the guidance_scale of 'A', 2.5, does not fit:"
+    assert shown[0].endswith(f"{at} expected a valid integer. Set the method's own guidance_scale.")
+    assert f"methods.Strong: {at} Strong refuses these values: too weak." in shown[1]
+    for method in given["methods"].values():
+        method["guidance_scale"] = 6
+    assert [cell.columns["guidance_scale"] for cell in plan_of(given).cells] == [6, 6.0]
