@@ -9,11 +9,13 @@ from contextlib import chdir
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
-from docs_page import blocks, run_page
+from docs_page import blocks, run_line, run_page
+from PIL import Image
 
 pytestmark = pytest.mark.e2e
 
@@ -54,6 +56,24 @@ def test_the_method_of_the_how_to_is_in_the_table(reader: Path) -> None:
     table = pd.read_parquet(reader / "reports" / "mine" / "table.parquet")
     assert "Norm-keeping CFG" in table["method"].tolist()
     assert table["diversity"].notna().all()
+
+
+def test_the_sampler_of_the_how_to_differs_from_cfg_only_by_its_noise(reader: Path) -> None:
+    (code,) = [b for b in blocks(DOCS / "how_to" / "sampler.md") if b.title == "mixed_noise.py"]
+    Path(code.title).write_text(code.text, encoding="utf-8")
+    mine = yaml.safe_load(Path("mine.yaml").read_text(encoding="utf-8"))
+    del mine["judge"], mine["methods"]["AutoLoRA+CFG"]
+    mine["methods"]["Same noise"] = {"sampler": "mixed_noise.mixed_noise", "strength": 0.0}
+    mine["models"]["Miniature"]["negative_prompt"] = "a circle"
+    Path("mine.yaml").write_text(yaml.safe_dump(mine), encoding="utf-8")
+    run_line("autolora-eval run mine.yaml")
+    images = reader / "reports" / "mine" / "images"
+    for file in (images / "Miniature--LoRA+CFG").rglob("*.png"):
+        cfg, own = (
+            np.asarray(Image.open(images / cell / file.parent.name / file.name), dtype=int)
+            for cell in ("Miniature--LoRA+CFG", "Miniature--Same-noise")
+        )
+        assert np.abs(cfg - own).max() <= 2, "passes of another size round differently"
 
 
 @pytest.mark.parametrize("page", PAGES)
