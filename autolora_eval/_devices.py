@@ -26,7 +26,7 @@ PACKAGES = (
     *("numpy", "scipy", "pandas", "pillow", "typst"),
 )
 _NVIDIA_SMI = (
-    *("nvidia-smi", "--query-gpu=name,memory.total,memory.free"),
+    *("nvidia-smi", "--query-gpu=uuid,name,memory.total,memory.free"),
     "--format=csv,noheader,nounits",
 )
 
@@ -280,10 +280,16 @@ def _gpus() -> tuple[Gpu, ...]:
         done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=5.0, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    gpus = [_gpu(row) for row in done.stdout.splitlines()]
-    if visible is not None and re.fullmatch(r"\d+(,\d+)*", visible):
-        gpus = [gpus[n] for n in map(int, visible.split(",")) if n < len(gpus)]
-    return tuple(gpu for gpu in gpus if gpu is not None)
+    rows = done.stdout.splitlines()
+    if visible is not None and re.fullmatch(r"(\d+|GPU-[\w-]+)(,(\d+|GPU-[\w-]+))*", visible):
+        rows = [
+            row
+            for chosen in visible.split(",")
+            for number, row in enumerate(rows)
+            # CUDA also accepts the beginning of a UUID.
+            if chosen == str(number) or (chosen.startswith("GPU-") and row.startswith(chosen))
+        ]
+    return tuple(gpu for row in rows if (gpu := _gpu(row)) is not None)
 
 
 def _gpu(row: str) -> Gpu | None:
@@ -292,7 +298,7 @@ def _gpu(row: str) -> Gpu | None:
 
     system = psutil.virtual_memory()
     try:
-        name, *sizes = row.rsplit(",", 2)
+        name, *sizes = row.partition(",")[2].rsplit(",", 2)
         memory, free = (
             # Such a GPU shares the memory of the system.
             of_system / 2**30 if size.strip() == "[N/A]" else float(size) / 1024

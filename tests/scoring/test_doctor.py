@@ -269,11 +269,14 @@ def test_server_that_does_not_answer_times_out(server, machine, monkeypatch) -> 
 
 @pytest.mark.parametrize(
     ("visible", "names"),
-    [(None, ["A", "B"]), ("1", ["B"]), ("1,0", ["B", "A"]), ("", []), ("-1", []), ("7", [])],
+    [
+        *((None, ["A", "B"]), ("1", ["B"]), ("1,0", ["B", "A"]), ("", []), ("-1", []), ("7", [])),
+        *(("GPU-12c", ["B"]), ("GPU-12ab-0f,0", ["A", "A"]), ("GPU-7", []), ("MIG-1", ["A", "B"])),
+    ],
 )
 def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nprintf 'A, 1024, 512\\nB, 2048, 2048\\n'\n")
+    tool.write_text("#!/bin/sh\nprintf 'GPU-12ab-0f, A, 1024, 512\\nGPU-12c, B, 2048, 2048\\n'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -285,7 +288,8 @@ def test_only_visible_gpus_are_listed(visible, names, tmp_path, monkeypatch) -> 
 def test_gpu_that_shares_the_memory_of_the_system_has_all_of_it(tmp_path, monkeypatch) -> None:
     tool = tmp_path / "nvidia-smi"
     rows = ["B, [Insufficient Permissions], 9", "NVIDIA GB10, [N/A], [N/A]", "A, 1024, 512"]
-    tool.write_text("#!/bin/sh\ncat << END\n" + "\n".join(rows) + "\nEND\n")
+    listed = "\n".join(f"GPU-{n}, {row}" for n, row in enumerate(rows))
+    tool.write_text(f"#!/bin/sh\ncat << END\n{listed}\nEND\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
