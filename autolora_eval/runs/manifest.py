@@ -249,9 +249,10 @@ def joint_prompt_cuts(
 ) -> dict[str, PromptCuts]:
     """Return the cut prompts of several runs, with the numbers of the prompts in `pairs`."""
     found: dict[str, PromptCuts] = {}
+    number = {pair: n for n, pair in enumerate(pairs, 1)}
     for run in runs:
         numbered = enumerate(run.prompt_pairs, 1)
-        numbers = {n: pairs.index(pair) + 1 for n, pair in numbered if pair in pairs}
+        numbers = {n: number[pair] for n, pair in numbered if pair in number}
         for model, cuts in run.prompt_cuts.items():
             joint = found.setdefault(model, PromptCuts(cut=[], same=[]))
             cut = [kept for one in cuts.cut if (kept := _renumbered(one, numbers))]
