@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from autolora_eval._devices import choose_device, choose_dtype, free_memory, require, uncollected
-from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError
+from autolora_eval._errors import AutoLoRAEvalError, MissingDependencyError, first_line
 from autolora_eval._files import require_space
 from autolora_eval._progress import quiet_libraries
 from autolora_eval.config.inputs import INDEX, TESTED, check_pipeline, pipeline_class
@@ -59,7 +59,7 @@ def missing(
     if lacking:
         return [str(MissingDependencyError(lacking, "models"))]
     checks = [
-        lambda: _device(plan),
+        lambda: choose_device(plan.benchmark.spec.device),
         lambda: _extractor(plan),
         lambda: _hub(plan),
         lambda: _guided(plan),
@@ -78,6 +78,7 @@ def missing(
     # The scoring models are tried one after the other: they are first used hours later.
     trials = [
         lambda: _gpu(plan),
+        lambda: _try_compiler(plan),
         lambda: _try_extractor(plan),
         lambda: _try_judge(plan) if judged else None,
     ]
@@ -91,16 +92,6 @@ def _try(check: Callable[[], object]) -> str | None:
     except AutoLoRAEvalError as error:
         return str(error)
     return None
-
-
-def _device(plan: Plan) -> None:
-    device = choose_device(plan.benchmark.spec.device)
-    compiled = [model.name for model in plan.loaded_models if model.spec.compile]
-    if compiled and device.startswith("cuda") and importlib.util.find_spec("triton") is None:
-        raise AutoLoRAEvalError(
-            f"the model '{compiled[0]}' has 'compile: true', which needs the package 'triton' on a "
-            "GPU. Install it (torch for Linux comes with it), or remove this key."
-        )
 
 
 def _extractor(plan: Plan) -> None:
@@ -202,6 +193,23 @@ def _generates(plan: Plan, output: Path) -> bool:
     """Return whether there are images to generate that no earlier run has begun."""
     manifest = RunFolder(output).find_manifest()
     return bool(plan.loaded_models) and not (manifest and not cells_not_generated(plan, manifest))
+
+
+def _try_compiler(plan: Plan) -> None:
+    compiled = [model.name for model in plan.loaded_models if model.spec.compile]
+    if not compiled:
+        return
+    import torch
+
+    ones = torch.ones(1, device=choose_device(plan.benchmark.spec.device))
+    try:
+        torch.compile(lambda x: -x)(ones)
+    except Exception as error:  # of torch, Triton or the system
+        raise AutoLoRAEvalError(
+            f"the model '{compiled[0]}' has 'compile: true', but torch.compile fails on this "
+            f"machine: {first_line(error)}. It needs a C++ compiler, and the package 'triton' on a "
+            "GPU. Install what is missing, or remove this key."
+        ) from error
 
 
 def _try_extractor(plan: Plan) -> None:
