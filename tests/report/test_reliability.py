@@ -163,7 +163,7 @@ def test_unknown_weights_behind_a_server_are_a_caveat(tmp_path):
     tables = two_methods()
     tables.manifest["judge"]["settings"] = {"unlisted": True}
     (caveat,) = content_of(tables.write(tmp_path / "run")).caveats
-    assert "it is not known which weights it serves as a-judge." in caveat
+    assert "does not list a-judge, so it is not known which weights it serves under this" in caveat
 
 
 def test_a_server_that_may_drop_images_is_a_caveat(tmp_path):

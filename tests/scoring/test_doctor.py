@@ -238,7 +238,7 @@ def test_server_that_lists_no_models_is_asked_a_question(server: JudgeServer, ma
     server.models = Http(404)
     own = own_judge(model=MODEL, base_url=server.url)
     assert own.runs
-    assert facts(own, met=True)[-1] == f"{server.url} lists no models, but answers as 'some-vlm'"
+    assert facts(own, met=True)[-1] == f"{server.url} does not list 'some-vlm', but answers as it"
     server.answer = lambda call, n: Http(404)
     own = own_judge(model=MODEL, base_url=server.url)
     assert facts(own, met=False) == [f"{server.url} answers 404 to a question"]

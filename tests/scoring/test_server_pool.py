@@ -15,6 +15,7 @@ from judge_server import MODEL, VERDICT, Drop, Http, JudgeServer, judge_server
 
 from autolora_eval._errors import AutoLoRAEvalError
 from autolora_eval.scoring.judge import Request, is_transient
+from autolora_eval.scoring.judges import server as judge_client
 from autolora_eval.scoring.judges import server_pool
 from autolora_eval.scoring.judges.openai_judge import MAX_CONSECUTIVE_FAILURES, MAX_FAILOVERS
 from autolora_eval.scoring.judges.server import Server
@@ -80,8 +81,32 @@ def test_server_that_lists_no_models_is_used_if_it_answers(status, server, image
     (reply,) = ask(asked, [Request(image, QUESTION)])
     assert (reply.text, asked.facts()["unlisted"]) == (VERDICT, True)
     brief, _ = server.calls
-    assert (brief.body["model"], brief.body["max_tokens"]) == (MODEL, 1)
-    assert brief.parts == "Hello"
+    assert (brief.body["model"], brief.parts) == (MODEL, "Hello")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (VERDICT, None),
+        (Http(404), f"serves gpt-9, not '{MODEL}'. Set judge.model to a served model"),
+        (Http(400), f"serves gpt-9, not '{MODEL}'. Set judge.model to a served model"),
+        (Http(401), "answers 401 to a question. If it needs an API key"),
+    ],
+)
+def test_hosted_model_with_another_name_than_the_listed_ones_is_used_if_it_answers(
+    answer, message, server, image, judge, monkeypatch
+) -> None:
+    """As on Azure, where a model has the name of its deployment."""
+    monkeypatch.setattr(judge_client, "_is_hosted", lambda url: True)
+    server.models, server.answer = {"data": [{"id": "gpt-9"}]}, lambda call, n: answer
+    asked = judge()
+    if message is None:
+        ask(asked, [Request(image, QUESTION)])
+        assert asked.facts()["unlisted"]
+    else:
+        with pytest.raises(AutoLoRAEvalError, match=message):
+            asked.check()
+    assert server.calls[0].parts == "Hello"
 
 
 @pytest.mark.parametrize(

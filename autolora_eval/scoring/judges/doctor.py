@@ -320,7 +320,7 @@ def _served(url: str, judge: JudgeConfig | None = None) -> Requirement:
         step = start if "does not answer" in fact else step
         return Requirement(False, fact.removeprefix("the judge's server at "), step)
     if served is None:
-        return Requirement(True, f"{url} lists no models, but answers as '{spec.model}'")
+        return Requirement(True, f"{url} does not list '{spec.model}', but answers as it")
     fact = f"{url} serves {listing(served)}"
     if judge is not None and not {judge.model, f"models/{judge.model}"} & set(served):
         return Requirement(False, f"{fact}, not '{judge.model}'", "set judge.model")

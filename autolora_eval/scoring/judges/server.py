@@ -158,17 +158,15 @@ async def served_model(server: Server, spec: JudgeConfig) -> Json:
     Returns:
         `root` (the path or hub id it was loaded from), `owned_by` and `version`; each may be None.
         `weights`: their number and bytes, by which llama.cpp tells models of one name apart.
-        `unlisted`: True if the server does not list its models. It has then answered a question.
+        `unlisted`: True if the server does not list the model. It has then answered a question.
 
     Raises:
         AutoLoRAEvalError: if the server does not answer or does not serve the model.
     """
-    served = await _served_models(server, spec)
+    served = await _listed_models(server, spec)
     if served is None:
-        await ask_briefly(server, spec)
         return {"unlisted": True, "version": await _version(server)}
-    # Gemini lists 'models/NAME', and takes both names.
-    model = served.get(spec.model) or served.get(f"models/{spec.model}")
+    model = _entry(served, spec)
     if model is None:
         raise AutoLoRAEvalError(
             f"the judge's server at {server.url} serves {listing(served)}, not '{spec.model}'."
@@ -189,7 +187,7 @@ def listed_now(url: str, spec: JudgeConfig) -> dict[str, Json] | None:
     """Return the models that a server lists by name, from outside an event loop.
 
     Returns:
-        None if it does not list its models. It has then answered a question.
+        None if it does not list the judge's model. It has then answered a question.
 
     Raises:
         AutoLoRAEvalError: if the server does not answer; its cause is a StatusError if it answers
@@ -199,13 +197,43 @@ def listed_now(url: str, spec: JudgeConfig) -> dict[str, Json] | None:
     async def ask() -> dict[str, Json] | None:
         server = await open_server(url, os.environ.get(spec.api_key_env) or "EMPTY", proxy(url))
         async with server.session:
-            served = await _served_models(server, spec)
-            if served is None:
-                await ask_briefly(server, spec)
-            return served
+            return await _listed_models(server, spec)
 
     with start_blocking_portal() as portal:  # also works inside another loop, as in Jupyter
         return portal.call(ask)
+
+
+async def _listed_models(server: Server, spec: JudgeConfig) -> dict[str, Json] | None:
+    """Return the models that a server lists by name.
+
+    A server without a list is asked a question as the judge's model. So is a hosted one that does
+    not list it: on Azure, a model has the name of its deployment, which is not listed. A local
+    server may answer under any name.
+
+    Returns:
+        None if it answers.
+    """
+    served = await _served_models(server, spec)
+    if served is not None and (_entry(served, spec) or not _is_hosted(server.url)):
+        return served
+    try:
+        await ask_briefly(server, spec)
+    except AutoLoRAEvalError as error:
+        status = getattr(error.__cause__, "status", None)
+        if served is not None and status in (400, 404):
+            return served
+        if status != 400:  # the question may be the cause: perhaps the server wants an image
+            raise
+    return None
+
+
+def _entry(served: Mapping[str, Json], spec: JudgeConfig) -> Json | None:
+    # Gemini lists 'models/NAME', and takes both names.
+    return served.get(spec.model) or served.get(f"models/{spec.model}")
+
+
+def _is_hosted(url: str) -> bool:
+    return urlsplit(url).scheme == "https"
 
 
 async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json] | None:
@@ -224,20 +252,21 @@ async def _served_models(server: Server, spec: JudgeConfig) -> dict[str, Json] |
 
 
 async def ask_briefly(server: Server, spec: JudgeConfig) -> None:
-    """Ask for one token, without an image: that shows whether address, key and name are right.
+    """Ask without an image, which shows whether address, key and name are right.
 
     Raises:
-        AutoLoRAEvalError: if they are not, or the server does not answer. A refusal of the
-            question itself, such as of its limit of tokens, is not an error.
+        AutoLoRAEvalError: if they are not, or the server does not answer. Its cause is a
+            StatusError if it answers with an error.
     """
     messages = [{"role": "user", "content": "Hello"}]
-    body = json.dumps({"model": spec.model, "messages": messages, "max_tokens": 1, "stream": False})
+    # Some hosted models refuse `max_tokens`.
+    body = json.dumps({"model": spec.model, "messages": messages, "stream": False})
     with _explained(server, spec, "a question"):
         try:
             async with asyncio.timeout(spec.timeout):
                 answer = await decoded(server.session.post("chat/completions", data=body))
         except StatusError as error:
-            if error.status in (400, 413, 422, 429):
+            if error.status in (413, 422, 429):
                 return
             raise
         if said := error_message(answer.get("error") or ""):
