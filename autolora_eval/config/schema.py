@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from autolora_eval._yaml import (
     ENTRY_TAG,
@@ -33,6 +33,13 @@ class PromptEntry(StrictModel):
     """The prompt."""
     negative_prompt: NegativePrompt | None = None
     """Replaces the negative prompt of every model for this prompt."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_a_text(cls, value: object) -> object:
+        if isinstance(value, dict) and not value.keys() & {"prompt", "negative_prompt"}:
+            raise ValueError("a prompt with ': ' must be in quotation marks.")
+        return value
 
 
 PromptList = list[

@@ -132,6 +132,7 @@ def test_a_yaml_file_of_prompts_that_cannot_be_used(load, benchmark_data, workpl
         (["a cat", "a cat "], "entry 2: the prompt 'a cat' already occurs"),
         ([" "], "contains no prompt."),
         (["a cat", {"prompt": "a", "negativ_prompt": "x"}], ": prompts.1.negativ_prompt: unknown"),
+        ([{"pixel art": "a cat"}], ": prompts.0: a prompt with ': ' must be in quotation marks."),
         (["a cat", 7], ": prompts.1: expected text; put it in quotation marks (got 7)."),
         (["a cat", None], ": prompts.1: Input should be a valid string (got nothing)."),
         (["a cat", ""], ": prompts.1: String should have at least 1 character (got '')."),
