@@ -9,7 +9,7 @@ from typing import Any
 
 from autolora_eval._errors import UsageError
 from autolora_eval._files import content_hash, slug
-from autolora_eval._text import format_swept_value
+from autolora_eval._text import format_swept_value, pluralize
 from autolora_eval.config.inputs import LoadedBenchmark, ResolvedMethod, ResolvedModel
 from autolora_eval.config.sweep_grid import (
     LORA_SCALE,
@@ -260,7 +260,8 @@ def describe_parameters(columns: Mapping[str, Any]) -> str:
 def describe_sampling(model: ResolvedModel) -> str:
     """Return what decides a model's images beside its files and the methods, on one line."""
     spec, (width, height) = model.spec, model.size
-    parts = [f"{width} × {height} pixels in {spec.num_inference_steps} steps"]
+    steps = pluralize(spec.num_inference_steps, "step")
+    parts = [f"{width} × {height} pixels in {steps}"]
     if spec.scheduler is not None:
         options = describe_parameters(spec.scheduler.options)
         parts.append(spec.scheduler.class_name + (f" ({options})" if options else ""))

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from autolora_eval._errors import UsageError
-from autolora_eval.config.plan import REPORT_BYTES, Plan, describe_parameters, make_plan
+from autolora_eval.config.plan import (
+    REPORT_BYTES,
+    Plan,
+    describe_parameters,
+    describe_sampling,
+    make_plan,
+)
 from autolora_eval.guidance.method_registry import GUIDERS
 
 
@@ -171,3 +177,9 @@ def test_outside_its_interval_autolora_costs_what_lora_with_cfg_does(num_steps, 
 
 def test_parameters_in_one_line_leave_out_what_has_no_value():
     assert describe_parameters({"guider": "cfg", "w": 5.0, "x": None}) == "guider=cfg, w=5.0"
+
+
+def test_a_single_step_is_one_step(plan_of, two_by_two):
+    two_by_two["models"]["0"]["num_inference_steps"] = 1
+    described = [describe_sampling(m) for m in plan_of(two_by_two).benchmark.models.values()]
+    assert described[1].endswith("pixels in 1 step")
