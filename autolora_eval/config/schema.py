@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from autolora_eval._text import first_few
 from autolora_eval._yaml import (
     ENTRY_TAG,
     FILE_TAG,
@@ -38,7 +39,10 @@ class PromptEntry(StrictModel):
     @classmethod
     def _is_not_a_text(cls, value: object) -> object:
         if isinstance(value, dict) and not value.keys() & {"prompt", "negative_prompt"}:
-            raise ValueError("a prompt with ': ' must be in quotation marks.")
+            found = first_few([f"'{key}'" for key in value], 3) or "nothing"
+            raise ValueError(
+                f"no key 'prompt' (found {found}). A text with ': ' must be in quotation marks."
+            )
         return value
 
 
